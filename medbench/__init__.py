@@ -1,0 +1,69 @@
+"""medbench: the fair test bench for adapters on medical vision-language models.
+
+The public names are imported on first use, so that `import medbench` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from medbench.backbones.registry import Backbone, get_backbone
+    from medbench.budget import Budget, allocate, count_parameters, parse_budget
+    from medbench.catalog import Catalog
+    from medbench.data.card import Card
+    from medbench.data.item import Item
+    from medbench.data.load import load_items
+    from medbench.errors import MedbenchError, RequestError, WorkError
+    from medbench.methods import Method, Training
+    from medbench.plan import Request, resolve
+    from medbench.results.record import load_records, read_record
+    from medbench.results.tables import build_table, render
+    from medbench.run import Job, run_all
+    from medbench.scoring import score_pairs
+    from medbench.scoring.stats import estimate_metrics
+    from medbench.spec import RunSpec, load_spec
+
+_PUBLIC = {
+    "Backbone": "backbones.registry",
+    "Budget": "budget",
+    "Card": "data.card",
+    "Catalog": "catalog",
+    "Item": "data.item",
+    "Job": "run",
+    "MedbenchError": "errors",
+    "Method": "methods",
+    "Request": "plan",
+    "RequestError": "errors",
+    "RunSpec": "spec",
+    "Training": "methods",
+    "WorkError": "errors",
+    "allocate": "budget",
+    "build_table": "results.tables",
+    "count_parameters": "budget",
+    "estimate_metrics": "scoring.stats",
+    "get_backbone": "backbones.registry",
+    "load_items": "data.load",
+    "load_records": "results.record",
+    "load_spec": "spec",
+    "parse_budget": "budget",
+    "read_record": "results.record",
+    "render": "results.tables",
+    "resolve": "plan",
+    "run_all": "run",
+    "score_pairs": "scoring",
+}
+__all__ = sorted([*_PUBLIC, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"medbench.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'medbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

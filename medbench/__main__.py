@@ -1,0 +1,47 @@
+"""`python -m medbench` and the console script: runs the command line and turns errors into one line and a code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from medbench.errors import MedbenchError
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and exits: 0 done, 1 the work failed, 2 the request was wrong."""
+    import typer
+
+    from medbench.cli import app
+
+    # Newer releases of typer carry click inside, older ones import it: either way this is its ClickException.
+    usage_error = typer.BadParameter.__mro__[1]
+    click_error = typer.BadParameter.__mro__[2]
+
+    try:
+        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except MedbenchError as error:
+        code = _complain(str(error), error.exit_code)
+    except click_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())  # type: ignore[attr-defined]
+            sys.exit(0)
+        where = getattr(error, "ctx", None) if isinstance(error, usage_error) else None
+        hint = f" (see {where.command_path} --help)" if where is not None else ""
+        code = _complain(error.format_message() + hint, 2)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted; the same command goes on from here", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    print("medbench: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

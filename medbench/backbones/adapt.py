@@ -1,0 +1,111 @@
+"""Puts a method's adapter on a loaded backbone, saves it and loads it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medbench.backbones.registry import target_pattern
+from medbench.backbones.vlm import Vlm
+from medbench.errors import RequestError, WorkError, did_you_mean
+from medbench.files import write_json
+from medbench.spec import MethodSpec, RunSpec
+
+
+def attach(vlm: Vlm, method: MethodSpec, seed: int) -> None:
+    """Puts a new adapter on the backbone (or unfreezes it, for `full`); draws come from torch's global generator.
+
+    Raises:
+        RequestError: a setting the tuner does not know, or that it refuses.
+    """
+    if method.tuner == "none":
+        return
+    if method.tuner == "full":
+        vlm.model.requires_grad_(True)
+        return
+    from peft import get_peft_model
+
+    config = adapter_config(method, vlm.base.config.model_type, seed)
+    vlm.model = get_peft_model(vlm.model, config)
+
+
+def adapter_config(method: MethodSpec, architecture: str, seed: int) -> Any:
+    """The peft configuration of a method's adapter settings."""
+    settings = dict(method.adapter)
+    pattern = target_pattern(architecture, settings.pop("targets"))
+    try:
+        if method.tuner == "lora":
+            from peft import LoraConfig
+
+            alpha = settings.pop("alpha_over_r") * settings["r"]
+            return LoraConfig(
+                r=settings.pop("r"),
+                lora_alpha=alpha,
+                lora_dropout=settings.pop("dropout"),
+                target_modules=pattern,
+                **settings,
+            )
+        from medbench.adapters import ExpertLoraConfig
+
+        return ExpertLoraConfig(target_modules=pattern, seed=seed, **settings)
+    except TypeError as error:
+        name = str(error).rpartition("argument ")[2].strip("'")
+        fields = [*method.adapter, *_config_fields(method.tuner)]
+        raise RequestError(f"method {method.name}: unknown adapter setting {name!r}; {did_you_mean(name, fields)}") from error
+    except ValueError as error:
+        raise RequestError(f"method {method.name}: {error}") from error
+
+
+def _config_fields(tuner: str) -> list[str]:
+    from peft import LoraConfig
+
+    from medbench.adapters import ExpertLoraConfig
+
+    return list((LoraConfig if tuner == "lora" else ExpertLoraConfig).__dataclass_fields__)
+
+
+def save_adapted(vlm: Vlm, spec: RunSpec, folder: Path) -> None:
+    """Saves what was trained: peft's safetensors for an adapter, the whole model for `full`."""
+    if spec.method.tuner == "full":
+        vlm.model.save_pretrained(folder)
+    else:
+        # The folder names the backbone, not a path of this machine.
+        vlm.model.peft_config["default"].base_model_name_or_path = spec.backbone.name
+        vlm.model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+    about = {"backbone": spec.backbone.name, "method": spec.method.name, "trained_on": spec.trained_tasks}
+    write_json(folder / "medbench.json", about)
+
+
+def load_adapter(vlm: Vlm, folder: Path) -> None:
+    """Puts a saved peft adapter on the backbone, strictly: a missing or unexpected key is an error.
+
+    Raises:
+        WorkError: no safetensors adapter, keys or shapes that do not fit.
+    """
+    import medbench.adapters
+
+    vlm.model = medbench.adapters.load_adapter_strict(vlm.model, folder)
+    vlm.model.requires_grad_(False).eval().to(vlm.device)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The `adapter_config.json` of a peft adapter folder.
+
+    Raises:
+        RequestError: there is none.
+    """
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        raise RequestError(f"{folder}: not a peft adapter (no adapter_config.json)")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WorkError(f"{path}: not readable as JSON ({error})") from error
+    return content
+
+
+def trainable_parameters(vlm: Vlm) -> int:
+    """How many parameters would be trained now."""
+    return sum(p.numel() for p in vlm.model.parameters() if p.requires_grad)

@@ -1,0 +1,142 @@
+"""Finds tasks, methods, backbones and grids by name.
+
+Looked up in this order, the first hit wins: a path to a YAML file, the user's folders (`medbench.toml`), the
+entry point groups `medbench.tasks` and `medbench.methods` (packages that name a folder of YAML files), and what
+this package carries. Reading names imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from medbench.data.card import Card
+from medbench.errors import RequestError, did_you_mean
+from medbench.methods import Method
+
+Kind = Literal["tasks", "methods", "backbones"]
+_FOLDERS: dict[str, str] = {"tasks": "tasks", "methods": "baselines"}
+CONFIG_NAME = "medbench.toml"
+
+
+def packaged(name: str) -> Path:
+    """A data folder that travels in the wheel (`tasks`, `baselines`, `results/paper`).
+
+    In an installed wheel it lies inside the package, in a checkout beside it.
+    """
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without code: `!function x.y` (which lm-eval executes) is read as the text `x.y`."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))  # type: ignore[arg-type]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping; nothing in it is executed.
+
+    Raises:
+        RequestError: the file is missing, is not YAML or is not a mapping; the message names file and line.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "not valid"
+        raise RequestError(f"{path}{where}: not YAML ({reason})") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    return content
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `medbench.toml` may say: where data lies, and the user's own folders of cards and recipes."""
+
+    data_root: Path | None = None
+    tasks: tuple[Path, ...] = ()
+    methods: tuple[Path, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Settings:
+        """Reads `medbench.toml` in `folder`; without one, the defaults. Paths are relative to the file."""
+        path = folder / CONFIG_NAME
+        if not path.exists():
+            return cls()
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RequestError(f"{path}: not TOML ({error})") from error
+        for key in content:
+            if key not in ("data_root", "tasks", "methods"):
+                raise RequestError(
+                    f"{path}: unknown setting {key!r}; {did_you_mean(key, ['data_root', 'tasks', 'methods'])}"
+                )
+        root = content.get("data_root")
+        return cls(
+            data_root=folder / root if root else None,
+            tasks=tuple(folder / p for p in content.get("tasks", ())),
+            methods=tuple(folder / p for p in content.get("methods", ())),
+        )
+
+
+@dataclass
+class Catalog:
+    """Everything that has a name. `Catalog()` reads `medbench.toml` of the working folder."""
+
+    settings: Settings = field(default_factory=lambda: Settings.read(Path.cwd()))
+
+    def paths(self, kind: Kind) -> dict[str, Path]:
+        """Name -> YAML file, for tasks or methods."""
+        found: dict[str, Path] = {}
+        folders = list(getattr(self.settings, kind))
+        for entry in entry_points(group=f"medbench.{kind}"):
+            folders.append(Path(str(files(entry.value))))
+        folders.append(packaged(_FOLDERS[kind]))
+        for folder in folders:
+            if not folder.is_dir():
+                raise RequestError(f"{kind} folder {folder} does not exist (named in {CONFIG_NAME})")
+            for path in sorted(folder.glob("*.yaml")):
+                found.setdefault(path.stem, path)
+        return found
+
+    def task(self, name: str) -> Card:
+        """The card of a task, by name or path."""
+        path = self._find("tasks", name)
+        return Card.parse(read_yaml(path), path)
+
+    def method(self, name: str) -> Method:
+        """The recipe of a method, by name or path."""
+        path = self._find("methods", name)
+        return Method.parse(read_yaml(path), path)
+
+    def task_names(self, pattern: str) -> list[str]:
+        """The tasks that a name or a wildcard (`slake*`) stands for, in alphabetical order."""
+        if not any(sign in pattern for sign in "*?["):
+            return [pattern]
+        names = sorted(fnmatch.filter(self.paths("tasks"), pattern))
+        if not names:
+            raise RequestError(f"no task matches {pattern!r}; {did_you_mean(pattern, self.paths('tasks'))}")
+        return names
+
+    def _find(self, kind: Kind, name: str) -> Path:
+        if name.endswith((".yaml", ".yml")):
+            return Path(name)
+        paths = self.paths(kind)
+        if name not in paths:
+            raise RequestError(f"unknown {kind[:-1]} {name!r}; {did_you_mean(name, paths)}")
+        return paths[name]

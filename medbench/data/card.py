@@ -1,0 +1,229 @@
+"""The task card: data + prompt + metric, one YAML file a task.
+
+A generative card is a valid lm-evaluation-harness task: lm-eval's own fields stand at the top level, everything
+of ours under `metadata:`. The prompt (`doc_to_text`), the target (`doc_to_target`) and the generation settings are
+read from lm-eval's fields, so there is one source for both.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medbench.errors import RequestError
+from medbench.files import digest
+
+M = TypeVar("M", bound=BaseModel)
+IMAGE_TOKEN = "<image>"  # noqa: S105 (lm-eval's placeholder for an image)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Question(Protocol):
+    """What a prompt may be rendered from."""
+
+    @property
+    def question(self) -> str:
+        """The question, as published."""
+        ...
+
+    @property
+    def answer(self) -> str:
+        """The gold answer, as published."""
+        ...
+
+
+class Split(_Strict):
+    """How many items a split must have, and the digest of its questions and answers (`data verify` prints it)."""
+
+    count: Annotated[int, Field(gt=0)]
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class ClosedRule(_Strict):
+    """Decides which questions are closed.
+
+    `field`: the data set says so (`name` holds `value`, compared after stripping); `yes_no`: the gold answer is
+    yes or no; `all`: every question is closed.
+    """
+
+    rule: Literal["field", "yes_no", "all"]
+    name: str | None = None
+    value: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> ClosedRule:
+        if self.rule == "field" and (self.name is None or self.value is None):
+            raise ValueError("rule 'field' needs 'name' and 'value'")
+        return self
+
+
+class Holdout(_Strict):
+    """A validation split cut from the training images, for data sets that have none.
+
+    The images whose sha256 of `seed:image` sorts first are held out: the same for every method and seed.
+    """
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: int = 0
+
+
+class Hub(_Strict):
+    """Where the hub has the data, and in which layout."""
+
+    id: str
+    layout: str
+    revision: str | None = None
+
+
+class Confidence(_Strict):
+    """How sure it is that the paper's 23 tasks include this one (`H` >= .85, `M` .5-.85, `L` < .5)."""
+
+    level: Literal["H", "M", "L", "none"]
+    value: Annotated[float, Field(ge=0, le=1)] | None = None
+    note: str | None = None
+
+
+class Metadata(_Strict):
+    """Our fields of a card."""
+
+    version: Annotated[int, Field(ge=1)]
+    kind: Literal["vqa"]
+    dataset: str
+    description: str
+    folder: str
+    layouts: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    hub: Hub | None = None
+    splits: dict[Literal["train", "validation", "test"], Split]
+    holdout: Holdout | None = None
+    closed: ClosedRule
+    candidates: tuple[str, ...] = ("yes", "no")
+    licence: str
+    access: Literal["open", "request", "credentialed", "generated"]
+    obtain: str
+    citation: str
+    confidence: Confidence
+
+    @field_validator("splits")
+    @classmethod
+    def _has_test(cls, value: dict[str, Split]) -> dict[str, Split]:
+        if "test" not in value:
+            raise ValueError("a task needs a 'test' split")
+        return value
+
+
+class GenerationSettings(_Strict):
+    """lm-eval's generation settings; decoding is greedy."""
+
+    until: tuple[str, ...] = ()
+    max_gen_toks: Annotated[int, Field(gt=0, le=4096)] = 32
+    do_sample: Literal[False] = False
+    temperature: Literal[0, 0.0] = 0.0
+
+
+class Metric(_Strict):
+    """One entry of lm-eval's `metric_list`."""
+
+    metric: str
+    aggregation: Literal["mean"] = "mean"
+    higher_is_better: bool = True
+
+
+class Card(_Strict):
+    """A task."""
+
+    task: str
+    custom_dataset: str
+    training_split: str | None = None
+    validation_split: str | None = None
+    test_split: str = "test"
+    output_type: Literal["generate_until"] = "generate_until"
+    doc_to_image: list[str]
+    doc_to_text: str
+    doc_to_target: str = "{{answer}}"
+    process_results: str
+    generation_kwargs: GenerationSettings = GenerationSettings()
+    metric_list: tuple[Metric, ...]
+    metadata: Metadata
+
+    @field_validator("doc_to_text")
+    @classmethod
+    def _one_image_first(cls, value: str) -> str:
+        if not value.startswith(IMAGE_TOKEN) or value.count(IMAGE_TOKEN) != 1:
+            raise ValueError(f"must begin with {IMAGE_TOKEN} and hold it once")
+        return value
+
+    @field_validator("doc_to_text", "doc_to_target")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        try:
+            _template(value)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"not a Jinja template ({error})") from error
+        return value
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], path: Path) -> Card:
+        """Checks a card's content.
+
+        Raises:
+            RequestError: names the file, the field and what would be right.
+        """
+        card = validated(cls, content, path)
+        if card.task != path.stem:
+            raise RequestError(f"{path}: task: is {card.task!r} but the file is named {path.stem!r}; make them equal")
+        return card
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task
+
+    @property
+    def digest(self) -> str:
+        """The sha256 over everything in the card that can change a figure (not licence, citation, prose)."""
+        about = {"description", "licence", "access", "obtain", "citation", "confidence", "hub", "dataset"}
+        content = self.model_dump(mode="json", exclude={"metadata", "custom_dataset", "process_results"})
+        return digest(content | {"metadata": self.metadata.model_dump(mode="json", exclude=about)})
+
+    def render_prompt(self, item: Question) -> str:
+        """The user's turn for an item, without the image placeholder (the image always comes first)."""
+        return _render(self.doc_to_text, item).removeprefix(IMAGE_TOKEN).strip()
+
+    def render_target(self, item: Question) -> str:
+        """The answer to train on."""
+        return _render(self.doc_to_target, item).strip()
+
+
+def validated(model: type[M], content: dict[str, Any], path: Path) -> M:
+    """`model(**content)`, or a `RequestError` with file, field and remedy."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "content"
+        message = {
+            "missing": "is missing; add it",
+            "extra_forbidden": "is not a field of this file; remove or rename it",
+        }.get(first["type"], first["msg"].removeprefix("Value error, "))
+        raise RequestError(f"{path}: {where}: {message}") from error
+
+
+@lru_cache(maxsize=256)
+def _template(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(source)
+
+
+def _render(source: str, item: Question) -> str:
+    try:
+        return _template(source).render(question=item.question, answer=item.answer)
+    except jinja2.TemplateError as error:
+        raise RequestError(f"template {source!r}: {error}") from error

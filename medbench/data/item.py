@@ -1,0 +1,104 @@
+"""An item of a task, and its image: a reference that is decoded when its batch is built."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from medbench.errors import WorkError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class BadItem(WorkError):
+    """An item that cannot be used: its id and file are in the message."""
+
+
+class ImageRef(Protocol):
+    """An image that can be read at any time."""
+
+    @property
+    def key(self) -> str:
+        """Names the image inside its data set: items with one key share one image (one cluster)."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        ...
+
+    def read(self) -> bytes:
+        """The encoded bytes (PNG, JPEG, ...)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileImage:
+    """An image in a file of its own."""
+
+    key: str
+    path: Path
+
+    @property
+    def place(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def read(self) -> bytes:
+        """The file's bytes."""
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question about one image.
+
+    Attributes:
+        id: the data set's own id as text, or the row number in its split.
+        image: the image; `image.key` is the cluster of the statistics.
+        closed: whether the card's rule calls the question closed.
+        candidates: the answers whose likelihood is compared, for closed questions.
+    """
+
+    id: str
+    image: ImageRef
+    question: str
+    answer: str
+    closed: bool
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def type(self) -> str:
+        """`closed` or `open`."""
+        return "closed" if self.closed else "open"
+
+
+def decode(data: bytes) -> Image:
+    """Decodes an image to RGB, fully (a truncated file raises `OSError`)."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        return image.convert("RGB")
+
+
+def load_image(item: Item) -> Image:
+    """Reads and decodes an item's image.
+
+    Raises:
+        BadItem: the file is missing, truncated or not an image.
+    """
+    try:
+        return decode(item.image.read())
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadItem(f"item {item.id}: image {item.image.place}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The short reason of an image that could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return "the file is missing"
+    return str(error).split(" <_io")[0].split(" (")[0] or type(error).__name__

@@ -1,0 +1,202 @@
+"""From a card to items: find the data, read a split, apply the card's rules, check counts and digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from medbench.data.card import Card, ClosedRule
+from medbench.data.item import BadItem, Item
+from medbench.data.readers import Row, get_reader
+from medbench.errors import RequestError, WorkError
+from medbench.files import digest
+
+#: `fit` is the training split less the images that a card without a validation split holds out.
+SPLITS = ("train", "fit", "validation", "test")
+OnBadItem = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a task's data was found, and in which layout."""
+
+    layout: str
+    folder: Path
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The items of one split.
+
+    Attributes:
+        items: in the data set's order.
+        skipped: what was wrong with each row that was left out (only with `on_bad_item="skip"`).
+        digest: sha256 over ids, images' names, questions and answers of the published split it was cut from.
+    """
+
+    items: Sequence[Item]
+    skipped: tuple[str, ...]
+    digest: str
+    layout: str
+
+
+def locate(card: Card, data_root: Path | None) -> Location:
+    """Finds a task's data under `data_root`, or among the data that needs no folder (`access: generated`).
+
+    Raises:
+        RequestError: not there; the message says what is missing, how to get it and under which licence.
+    """
+    meta = card.metadata
+    generated = meta.access == "generated"
+    if data_root is None and not generated:
+        raise RequestError(f"task {card.name} needs data: pass --data-root, or {_obtain(card)}")
+    folder = Path() if generated else Path(data_root or ".") / meta.folder
+    problems = []
+    for layout, options in meta.layouts.items():
+        problem = get_reader(layout).find(folder, options)
+        if problem is None:
+            return Location(layout, folder, options)
+        problems.append(f"{layout}: {problem}")
+    raise RequestError(f"task {card.name}: no data in {folder} ({'; '.join(problems)}); {_obtain(card)}")
+
+
+def locate_or_fetch(card: Card, data_root: Path | None) -> Location:
+    """`locate`, or the hub when no data root was given and the card names a hub data set."""
+    if data_root is None and card.metadata.hub is not None:
+        from medbench.data.hub import fetch
+
+        hub = card.metadata.hub
+        return Location(hub.layout, fetch(card), card.metadata.layouts[hub.layout])
+    return locate(card, data_root)
+
+
+def _obtain(card: Card) -> str:
+    meta = card.metadata
+    return f"get {meta.dataset} ({meta.access}, licence {meta.licence}): {meta.obtain}"
+
+
+def published_splits(card: Card) -> list[str]:
+    """The splits a request may name for this task."""
+    splits: list[str] = list(card.metadata.splits)
+    if "train" in splits:
+        splits.append("fit")
+        if "validation" not in splits and card.metadata.holdout:
+            splits.append("validation")
+    return [s for s in SPLITS if s in splits]
+
+
+def load_items(
+    card: Card, split: str, data_root: Path | None, on_bad_item: OnBadItem = "fail", check: bool = True
+) -> Loaded:
+    """The items of a split (`train`, `fit`, `validation` or `test`).
+
+    Args:
+        card: the task.
+        split: one of `published_splits(card)`.
+        data_root: the folder that holds the data sets' folders; None for the hub or generated data.
+        on_bad_item: what to do with a row that has a wrong field or no image file.
+        check: compare count and digest with the card.
+
+    Raises:
+        RequestError: no such split, or no data.
+        BadItem: a row is wrong and `on_bad_item` is `fail`; names id, file and field.
+        WorkError: the data is not what the card says (count or digest).
+    """
+    if split not in published_splits(card):
+        raise RequestError(f"task {card.name} has no split {split!r}; it has {', '.join(published_splits(card))}")
+    location = locate_or_fetch(card, data_root)
+    own_validation = "validation" in card.metadata.splits
+    source = "train" if split == "fit" or (split == "validation" and not own_validation) else split
+    rows = get_reader(location.layout).rows(location.folder, location.options, source)
+    found = rows_digest(rows)
+    if check:
+        _check(card, source, rows, found, location)
+    items, skipped = _apply(card, rows, on_bad_item)
+    if split in ("fit", "validation") and not own_validation:
+        held = held_out_images(card, sorted({row.image.key for row in rows if row.image}))
+        items = [item for item in items if (item.image.key in held) == (split == "validation")]
+    if not items:
+        raise WorkError(f"task {card.name}: split {split} in {location.folder} has no usable item")
+    return Loaded(items, tuple(skipped), found, location.layout)
+
+
+def limited(items: Sequence[Item], limit: int | None, split: str) -> list[Item]:
+    """The first items of a test (as lm-eval does); of a training split, those whose hash of the id sorts first.
+
+    The published files are sorted by image or body part, so their head would be no sample of them.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    if split in ("test", "validation"):
+        return list(items[:limit])
+    ranked = sorted(range(len(items)), key=lambda i: hashlib.sha256(items[i].id.encode()).digest())
+    return [items[i] for i in sorted(ranked[:limit])]
+
+
+def held_out_images(card: Card, keys: Sequence[str]) -> frozenset[str]:
+    """The images a card without a validation split holds out of its training split."""
+    holdout = card.metadata.holdout
+    if holdout is None:
+        return frozenset()
+    ranked = sorted(keys, key=lambda key: hashlib.sha256(f"{holdout.seed}:{key}".encode()).digest())
+    return frozenset(ranked[: round(len(ranked) * holdout.fraction)])
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """The sha256 over what the rows say: id, image name, question, answer and the reader's complaint, if any."""
+    return digest([[r.id, r.image.key if r.image else "", r.question, r.answer, bool(r.error)] for r in rows])
+
+
+def _check(card: Card, split: str, rows: Sequence[Row], found: str, location: Location) -> None:
+    expected = card.metadata.splits[split]  # type: ignore[index]
+    where = f"task {card.name}, split {split} in {location.folder}"
+    if len(rows) != expected.count:
+        raise WorkError(
+            f"{where}: {len(rows)} items, the card expects {expected.count}; "
+            "another publication of this data set needs a card of its own"
+        )
+    broken = next((row.error for row in rows if row.error), None)
+    if expected.digest and found != expected.digest and broken is None:
+        raise WorkError(
+            f"{where}: the questions or answers differ from those of the card (digest {found[:12]}, "
+            f"expected {expected.digest[:12]}); changed data needs a card of its own"
+        )
+
+
+def _apply(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple[list[Item], list[str]]:
+    items: list[Item] = []
+    skipped: list[str] = []
+    exists: dict[str, bool] = {}
+    seen: set[str] = set()
+    rule = card.metadata.closed
+    for row in rows:
+        error = row.error
+        if error is None and row.id in seen:
+            error = f"item {row.id}: the id occurs twice"
+        if error is None and row.image is not None:
+            path = getattr(row.image, "path", None)
+            if path is not None and not exists.setdefault(row.image.key, path.is_file()):
+                error = f"item {row.id}: image {path}: the file is missing"
+        if error is None and rule.rule == "field" and rule.name not in row.fields:
+            error = f"item {row.id}: field {rule.name!r} is absent (the card's rule for closed questions needs it)"
+        if error is not None or row.image is None:
+            if on_bad_item == "fail":
+                raise BadItem(f"task {card.name}: {error}; --on-bad-item skip leaves such items out")
+            skipped.append(str(error))
+            continue
+        seen.add(row.id)
+        closed = is_closed(rule, row)
+        candidates = card.metadata.candidates if closed else ()
+        items.append(Item(row.id, row.image, row.question, row.answer, closed, candidates))
+    return items, skipped
+
+
+def is_closed(rule: ClosedRule, row: Row) -> bool:
+    """Whether a card's rule calls a row closed."""
+    if rule.rule == "field":
+        return row.fields[rule.name or ""].casefold() == (rule.value or "").casefold()
+    return rule.rule == "all" or row.answer.strip().casefold() in ("yes", "no")

@@ -1,0 +1,70 @@
+"""Readers: one a layout, not one a data set. Each turns a folder into items, lazily.
+
+A reader is a module with `find(folder, options) -> str | None` (what is missing, or None when the layout is there)
+and `rows(folder, options, split) -> list[Row]`. The card names the layouts it accepts with their options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from medbench.data.item import ImageRef
+from medbench.errors import RequestError, did_you_mean
+
+LAYOUTS = {
+    "hub_parquet": "medbench.data.readers.hub_parquet",
+    "phantom": "medbench.data.readers.phantom",
+    "slake_folder": "medbench.data.readers.slake",
+    "vqa_rad_json": "medbench.data.readers.vqa_rad",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a reader found for one item, before the card's rules are applied.
+
+    `error` says why the row cannot be used; then the other fields may be empty.
+    """
+
+    id: str
+    image: ImageRef | None = None
+    question: str = ""
+    answer: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+
+class Reader(Protocol):
+    """The two functions of a reader module."""
+
+    def find(self, folder: Path, options: Mapping[str, Any]) -> str | None:
+        """None when the folder has this layout, else what is missing."""
+        ...
+
+    def rows(self, folder: Path, options: Mapping[str, Any], split: str) -> list[Row]:
+        """The rows of a published split."""
+        ...
+
+
+def get_reader(layout: str) -> Reader:
+    """The reader of a layout; unknown names are a `RequestError`."""
+    if layout not in LAYOUTS:
+        raise RequestError(f"unknown layout {layout!r}; {did_you_mean(layout, LAYOUTS)}")
+    return cast(Reader, import_module(LAYOUTS[layout]))
+
+
+def text_field(record: Mapping[str, Any], name: str) -> str:
+    """A field as stripped text: answers may be integers, types may end in a space.
+
+    Raises:
+        KeyError: the field is absent or not text or a number; the message is fit for a user.
+    """
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        found = "absent" if name not in record else f"{type(value).__name__} {value!r}"[:60]
+        raise KeyError(f"field {name!r} should be text, is {found}")
+    return str(value).strip()

@@ -1,0 +1,1 @@
+"""Inference: greedy answers and answer probabilities of a vision-language model (`predict`)."""

@@ -1,0 +1,186 @@
+"""Answers a task's questions: greedy text, and for closed questions the probabilities of the candidate answers.
+
+Items are cut into chunks of whole images. A chunk's images are encoded once, its questions are sorted by length
+(image tokens counted) and batched; a chunk is also the unit that is stored and, after a kill, not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from medbench.backbones.vlm import Vlm
+from medbench.data.card import Card
+from medbench.data.item import Item, load_image
+from medbench.inference.features import ImageFeatures
+from medbench.spec import Generation
+
+#: A chunk holds at least this many batches of questions.
+CHUNK_BATCHES = 8
+Prediction = dict[str, Any]
+
+
+def chunks(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
+    """Cuts items into chunks of at least `CHUNK_BATCHES` batches that never share an image, in order of first use."""
+    by_image: dict[str, list[Item]] = {}
+    for item in items:
+        by_image.setdefault(item.image.key, []).append(item)
+    cut: list[list[Item]] = [[]]
+    for group in by_image.values():
+        if len(cut[-1]) >= CHUNK_BATCHES * batch_size:
+            cut.append([])
+        cut[-1] += group
+    return cut
+
+
+class Predictor:
+    """Answers questions of one task with one model."""
+
+    def __init__(self, vlm: Vlm, card: Card, generation: Generation):
+        """Args: the model in eval mode, the task, how to generate."""
+        from transformers import GenerationConfig
+
+        self.vlm, self.card, self.generation = vlm, card, generation
+        self.features = ImageFeatures(vlm)
+        own = card.generation_kwargs
+        # Spelled out, because a hub model's own settings (repetition penalty, sampling) would fill what is unset.
+        self.config = GenerationConfig(
+            max_new_tokens=generation.max_new_tokens or own.max_gen_toks,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            eos_token_id=vlm.base.generation_config.eos_token_id,
+            pad_token_id=vlm.processor.tokenizer.pad_token_id,
+        )
+
+    @torch.inference_mode()
+    def predict(self, items: Sequence[Item], step: Callable[[int], None]) -> list[Prediction]:
+        """Answers a chunk.
+
+        Args:
+            items: of one chunk.
+            step: called with the number of questions answered at a time.
+
+        Returns:
+            One row an item, in the order given: id, cluster, prediction, probabilities (JSON object or None).
+
+        Raises:
+            BadItem: an image cannot be read.
+        """
+        images = {}
+        for item in items:
+            if item.image.key not in images:
+                images[item.image.key] = load_image(item)
+        self.features.encode(images, self.generation.batch_size)
+        prompts = [self.vlm.chat(self.card.render_prompt(item)) for item in items]
+        keys = list(images)
+        tokens = dict(zip(keys, self.vlm.image_tokens([images[k].size[::-1] for k in keys]), strict=True))
+        length = [
+            len(self.vlm.completion_ids(prompt)) + tokens[item.image.key]
+            for prompt, item in zip(prompts, items, strict=True)
+        ]
+        order = sorted(range(len(items)), key=lambda i: (-length[i], i))
+        rows: dict[int, Prediction] = {}
+        for batch in _batches(order, self.generation.batch_size):
+            chosen = [items[i] for i in batch]
+            answers = self._answer(chosen, [prompts[i] for i in batch], images)
+            rows.update(zip(batch, answers, strict=True))
+            step(len(batch))
+        return [rows[i] for i in range(len(items))]
+
+    def _answer(self, items: Sequence[Item], prompts: Sequence[str], images: dict[str, Any]) -> list[Prediction]:
+        from transformers import LogitsProcessorList
+
+        keys = [item.image.key for item in items]
+        batch = self.vlm.prompt_batch(prompts, [images[key] for key in keys])
+        first = _FirstLogits()
+        generated = self.vlm.model.generate(
+            **self.features.inputs(batch, keys),
+            generation_config=self.config,
+            logits_processor=LogitsProcessorList([first]),
+        )
+        new = generated[:, batch["input_ids"].shape[1] :]
+        texts = self.vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        scores = self._loglikelihoods(items, prompts, images, first.logprobs)
+        return [
+            {
+                "id": item.id,
+                "cluster": item.image.key,
+                "prediction": _cut(text, self.card.generation_kwargs.until),
+                "probabilities": _softmax(item.candidates, score) if item.candidates else None,
+            }
+            for item, text, score in zip(items, texts, scores, strict=True)
+        ]
+
+    def _loglikelihoods(
+        self, items: Sequence[Item], prompts: Sequence[str], images: dict[str, Any], first: torch.Tensor
+    ) -> list[list[float]]:
+        """log p(candidate | prompt) for each item's candidates, end token not counted (as lm-eval does).
+
+        The first token's comes with the generation; only candidates of several tokens need a forward of their own.
+
+        Args:
+            items: of one batch.
+            prompts: their chat texts.
+            images: decoded, by key.
+            first: log-probabilities of the first generated token, [B, V].
+        """
+        scores = [[0.0] * len(item.candidates) for item in items]
+        longer: list[tuple[int, int, list[int]]] = []
+        for row, item in enumerate(items):
+            for column, candidate in enumerate(item.candidates):
+                ids = self.vlm.completion_ids(candidate)
+                if len(ids) == 1:
+                    scores[row][column] = float(first[row, ids[0]])
+                else:
+                    longer.append((row, column, ids))
+        for batch in _batches(longer, self.generation.batch_size):
+            keys = [items[row].image.key for row, _, _ in batch]
+            prompt = self.vlm.prompt_batch([prompts[row] for row, _, _ in batch], [images[key] for key in keys])
+            inputs = self.features.inputs(self.vlm.with_completions(prompt, [ids for _, _, ids in batch]), keys)
+            labels = inputs.pop("labels")
+            width = max(len(ids) for _, _, ids in batch)
+            logits = self.vlm.model(**inputs, use_cache=False).logits[:, -(width + 1) : -1].float()
+            logprobs = logits.log_softmax(-1)
+            wanted = labels[:, -width:]
+            picked = logprobs.gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+            totals = (picked * wanted.ge(0)).sum(-1)
+            for (row, column, _), total in zip(batch, totals.tolist(), strict=True):
+                scores[row][column] = total
+        return scores
+
+
+class _FirstLogits:
+    """A logits processor that changes nothing and keeps the log-probabilities of the first step."""
+
+    logprobs: torch.Tensor
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self.seen:
+            self.logprobs, self.seen = scores.float().log_softmax(-1), True
+        return scores
+
+
+def _batches(sequence: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (sequence[start : start + size] for start in range(0, len(sequence), size))
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in until:
+        text = text.split(stop)[0]
+    return text
+
+
+def _softmax(candidates: Sequence[str], scores: Sequence[float]) -> str:
+    shifted = np.exp(np.asarray(scores, dtype=np.float64) - max(scores))
+    return json.dumps(dict(zip(candidates, (shifted / shifted.sum()).tolist(), strict=True)))

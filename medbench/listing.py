@@ -1,0 +1,156 @@
+"""Rows for `list`, `budget` and `data status`: plain mappings, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medbench.backbones.registry import backbone_names, get_backbone
+from medbench.budget import allocate, count_parameters, parse_budget
+from medbench.catalog import Catalog
+from medbench.data.load import locate
+from medbench.errors import RequestError
+from medbench.methods import Method, Recipe
+from medbench.plan import table_for
+from medbench.scoring import get_profile, profile_names
+
+Rows = list[dict[str, Any]]
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a plain text table; numbers get thousands separators."""
+    from tabulate import tabulate
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        if isinstance(value, list):
+            return "; ".join(map(str, value))
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+    shown = [{key: cell(value) for key, value in row.items()} for row in rows]
+    return tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True)
+
+
+def task_rows(catalog: Catalog) -> Rows:
+    """The tasks."""
+    cards = [catalog.task(name) for name in sorted(catalog.paths("tasks"))]
+    return [
+        {
+            "name": card.name,
+            "kind": card.metadata.kind,
+            "dataset": card.metadata.dataset,
+            "splits": [f"{split} {about.count:,}" for split, about in card.metadata.splits.items()],
+            "metrics": [entry.metric for entry in card.metric_list[:2]],
+            "licence": card.metadata.licence,
+            "access": card.metadata.access,
+            "confidence": card.metadata.confidence.level,
+        }
+        for card in cards
+    ]
+
+
+def method_rows(catalog: Catalog) -> Rows:
+    """The methods."""
+    methods = [catalog.method(name) for name in sorted(catalog.paths("methods"))]
+    return [
+        {"name": m.name, "kind": m.tuner, "description": m.description, "source": m.source} for m in methods
+    ]
+
+
+def backbone_rows(catalog: Catalog) -> Rows:
+    """The backbones with a shipped layer table."""
+    found = [get_backbone(name) for name in backbone_names()]
+    return [
+        {
+            "name": b.name,
+            "kind": b.kind,
+            "parameters": next(iter(b.tables.values())).total,
+            "default_rank": b.default_rank,
+            "source": "packaged" if b.is_local else b.source,
+            "description": b.description,
+        }
+        for b in found
+    ]
+
+
+def profile_rows(catalog: Catalog) -> Rows:
+    """The scoring profiles."""
+    return [{"name": name, "kind": "profile", "source": get_profile(name).SOURCE} for name in profile_names()]
+
+
+LISTS: dict[str, Callable[[Catalog], Rows]] = {
+    "tasks": task_rows,
+    "methods": method_rows,
+    "backbones": backbone_rows,
+    "profiles": profile_rows,
+}
+
+
+def budget_rows(
+    catalog: Catalog, backbone_name: str, methods: Sequence[str], budget: str | None, strict: bool
+) -> Rows:
+    """What each method gets of a budget on a backbone.
+
+    Args:
+        catalog: where methods are looked up.
+        backbone_name: the backbone.
+        methods: their names.
+        budget: as for `run`.
+        strict: whether a method that the budget does not fit is an error; else its row says why.
+    """
+    backbone = get_backbone(backbone_name)
+    parsed = parse_budget(budget, backbone.default_rank)
+
+    def at_scale(name: str) -> tuple[Method, Recipe]:
+        method = catalog.method(name)
+        return method, method.at(backbone.scale)
+
+    rows: Rows = []
+    for name in methods:
+        method, recipe = at_scale(name)
+        layers = table_for(backbone, str(recipe.adapter.get("targets", "language")))
+        row: dict[str, Any] = {"method": name, "backbone": backbone.name}
+        try:
+            share = allocate(method, recipe, parsed, layers, at_scale)
+        except RequestError as error:
+            if strict:
+                raise
+            rows.append(row | {"rank": None, "trainable_parameters": None, "note": str(error)})
+            continue
+        row |= {
+            "rank": share.rank,
+            "experts": recipe.adapter.get("num_experts") if method.tuner == "expert_lora" else None,
+            "trainable_parameters": share.trainable,
+            "percent_of_model": 100 * share.trainable / layers.total,
+            "budget_distance": share.distance,
+            "comparable": share.comparable,
+            "optimiser_bytes": 8 * share.trainable,
+        }
+        if share.rank is not None:
+            low_rank = count_parameters("lora", {}, share.rank, layers)
+            row["router_parameters"] = share.trainable - low_rank
+        rows.append(row)
+    return rows
+
+
+def status_rows(catalog: Catalog, names: Sequence[str], data_root: Path | None) -> Rows:
+    """Where each task's data is, or how to get it."""
+    rows: Rows = []
+    for name in names:
+        card = catalog.task(name)
+        row: dict[str, Any] = {"name": name, "kind": card.metadata.kind, "access": card.metadata.access}
+        try:
+            location = locate(card, data_root)
+        except RequestError as error:
+            hub = card.metadata.hub
+            where = f"hub {hub.id}" if hub and data_root is None else None
+            row |= {"status": "on the hub" if where else "missing", "layout": None, "folder": where, "note": str(error)}
+        else:
+            folder = None if card.metadata.access == "generated" else str(location.folder)
+            row |= {"status": "found", "layout": location.layout, "folder": folder, "note": None}
+        rows.append(row | {"licence": card.metadata.licence})
+    return rows

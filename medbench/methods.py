@@ -1,0 +1,121 @@
+"""The method recipe: how a backbone is adapted, one YAML file a method under `baselines/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from medbench.data.card import validated
+from medbench.errors import RequestError, did_you_mean
+
+#: Which recipe part holds for a backbone: its catalogue entry names one of these.
+Scale = Literal["nano", "vlm"]
+
+
+class Training(BaseModel):
+    """Training settings of a stage; every field is part of a run's identity.
+
+    `batch_size` is what one optimiser step sees, over all processes and accumulation steps; `micro_batch_size` is what
+    one forward pass sees.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    micro_batch_size: Annotated[int, Field(gt=0)] = 16
+    optimizer: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    gradient_checkpointing: bool = False
+    checkpoint_steps: Annotated[int, Field(gt=0)] = 100
+
+    @model_validator(mode="after")
+    def _divides(self) -> Training:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class Recipe(BaseModel):
+    """What a method says for one scale of backbone, over its defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    adapter: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+
+
+class Method(BaseModel):
+    """A method.
+
+    Attributes:
+        tuner: `none` (the backbone as it is), `full` (every weight), `lora` (peft's) or `expert_lora` (ours).
+        adapter: fields of the tuner's configuration; the rank comes from the budget.
+        training: fields of `Training`.
+        scales: overrides of both by scale of backbone.
+        paper_rank: its total rank in the paper's VLM experiments, for `--budget paper`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str
+    source: str
+    tuner: Literal["none", "full", "lora", "expert_lora"]
+    adapter: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    scales: dict[Scale, Recipe] = {}
+    paper_rank: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _no_rank(self) -> Method:
+        for part in (self.adapter, *(recipe.adapter for recipe in self.scales.values())):
+            if "r" in part:
+                raise ValueError("adapter.r comes from the budget; remove it")
+        return self
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], path: Path) -> Method:
+        """Checks a recipe's content; a `RequestError` names file, field and remedy."""
+        method = validated(cls, content, path)
+        if method.name != path.stem:
+            raise RequestError(f"{path}: name: is {method.name!r} but the file is named {path.stem!r}")
+        for training in (method.training, *(r.training for r in method.scales.values())):
+            validated(Training, training, path)
+        return method
+
+    def at(self, scale: Scale) -> Recipe:
+        """The recipe for one scale of backbone: the defaults with that scale's overrides."""
+        over = self.scales.get(scale, Recipe())
+        return Recipe(adapter={**self.adapter, **over.adapter}, training={**self.training, **over.training})
+
+
+def apply_settings(recipe: Recipe, settings: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """Applies `--set` pairs (`adapter.x=...`, `training.x=...`); what is neither is handed back by its first word.
+
+    Raises:
+        RequestError: a training field that does not exist (with near matches), or a bad value.
+    """
+    adapter, training, rest = dict(recipe.adapter), dict(recipe.training), {}
+    for key, value in settings.items():
+        part, _, name = key.partition(".")
+        if part == "adapter" and name:
+            adapter[name] = value
+        elif part == "training" and name:
+            if name not in Training.model_fields:
+                raise RequestError(f"--set {key}: unknown; {did_you_mean(name, Training.model_fields)}")
+            training[name] = value
+        else:
+            rest[key] = value
+    if "batch_size" in training and "micro_batch_size" not in training:
+        training["micro_batch_size"] = training["batch_size"]
+    validated(Training, training, Path("--set"))
+    return Recipe(adapter=adapter, training=training), rest

@@ -1,0 +1,1 @@
+"""The procedural suite: images and questions from a seed, without any data."""

@@ -1,0 +1,300 @@
+"""From a request to RunSpecs: names resolved, the budget turned into a rank, settings applied. Without torch for
+the backbones of the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from medbench.backbones.registry import Backbone, LayerTable, get_backbone, shipped_table
+from medbench.budget import Budget, allocate, parse_budget
+from medbench.catalog import Catalog
+from medbench.data.card import Card, validated
+from medbench.data.load import OnBadItem, load_items, published_splits
+from medbench.errors import RequestError, did_you_mean
+from medbench.files import folder_digest, read_json
+from medbench.methods import Method, Recipe, Training, apply_settings
+from medbench.spec import (
+    BackboneSpec,
+    BudgetSpec,
+    DataSpec,
+    Generation,
+    MethodSpec,
+    Part,
+    RunSpec,
+    Stage,
+)
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `medbench run` was asked for, names not yet looked up (see `medbench run --help` for each field)."""
+
+    tasks: Sequence[str]
+    methods: Sequence[str] = ("spectral_moe",)
+    train_tasks: Sequence[Sequence[str]] = ()
+    backbone: str = "nano-vl"
+    budget: str | None = None
+    seeds: Sequence[int] = (0,)
+    split: Literal["test", "validation"] = "test"
+    protocol: Literal["zero_shot", "in_domain"] | None = None
+    limit: int | None = None
+    train_limit: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 32
+    dtype: str = "auto"
+    on_bad_item: OnBadItem = "fail"
+    adapter: str | None = None
+    data_root: Path | None = None
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parses `--set key=value` pairs; values are YAML scalars.
+
+    Raises:
+        RequestError: no `=`, or a value that is not a scalar.
+    """
+    settings = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key:
+            raise RequestError(f"--set {pair!r}: expected key=value, for example training.lr=1e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RequestError(f"--set {pair!r}: the value is not a YAML scalar") from error
+        if isinstance(value, str):
+            value = _number(value)
+        if isinstance(value, list | dict):
+            raise RequestError(f"--set {pair!r}: the value must be a scalar")
+        settings[key.strip()] = value
+    return settings
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)  # YAML 1.1 reads 1e-4 as text
+    except ValueError:
+        return text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved request: the runs, and what their names stand for."""
+
+    specs: list[RunSpec]
+    cards: dict[str, Card]
+    backbone: Backbone
+    adapter: Path | None = None
+
+
+def resolve(request: Request, catalog: Catalog) -> Plan:
+    """The runs of a request, one for each method and seed (`none` is the same for every seed and runs once).
+
+    Raises:
+        RequestError: an unknown name, an impossible budget, a task that cannot be trained on, a bad setting.
+    """
+    backbone = get_backbone(request.backbone)
+    tested = _cards(request.tasks, catalog)
+    if not tested:
+        raise RequestError("no task given; use --tasks, for example --tasks vqa_rad,slake")
+    stages = [_cards(stage, catalog) for stage in request.train_tasks] or [tested]
+    cards = {card.name: card for card in [*tested, *(card for stage in stages for card in stage)]}
+    tests = tuple(_data(card, request.split, request.limit, request) for card in tested)
+    if request.adapter is not None:
+        adapter = adapter_folder(request.adapter)
+        return Plan([_of_adapter(request, backbone, tests, adapter)], cards, backbone, adapter)
+    specs: dict[str, RunSpec] = {}
+    for name in request.methods:
+        method = catalog.method(name)
+        for seed in request.seeds if method.tuner != "none" else (0,):
+            spec = _resolve_one(request, catalog, backbone, method, stages, tests, seed)
+            specs[spec.identity] = spec
+    return Plan(list(specs.values()), cards, backbone)
+
+
+def _cards(patterns: Sequence[str], catalog: Catalog) -> list[Card]:
+    """The cards of names, wildcards and paths, each once, in order."""
+    cards = [catalog.task(name) for pattern in patterns for name in catalog.task_names(pattern)]
+    return list({card.name: card for card in cards}.values())
+
+
+def _resolve_one(
+    request: Request,
+    catalog: Catalog,
+    backbone: Backbone,
+    method: Method,
+    trained: list[list[Card]],
+    tests: tuple[DataSpec, ...],
+    seed: int,
+) -> RunSpec:
+    recipe, rest = apply_settings(method.at(backbone.scale), request.settings)
+    generation, processor, mixture = _other_settings(rest, request, [card.name for stage in trained for card in stage])
+    adapter, budget = _budgeted(request, catalog, backbone, method, recipe)
+    stages: tuple[Stage, ...] = ()
+    if method.tuner != "none":
+        training = validated(Training, recipe.training, Path(f"method {method.name}"))
+        stages = tuple(
+            Stage(tuple(_part(card, mixture.get(card.name, 1.0), request) for card in cards), training)
+            for cards in trained
+        )
+    spec = RunSpec(
+        backbone=BackboneSpec(backbone.name, backbone.identity(), processor=processor),
+        method=MethodSpec(method.name, method.tuner, adapter),
+        budget=budget,
+        stages=stages,
+        tests=tests,
+        protocol="zero_shot",
+        seed=seed,
+        dtype=_dtype(request.dtype, backbone),
+        generation=generation,
+        on_bad_item=request.on_bad_item,
+    )
+    return _with_protocol(spec, request.protocol)
+
+
+def _with_protocol(spec: RunSpec, asked: str | None) -> RunSpec:
+    """Zero-shot is only what was not trained on (design decision 5)."""
+    both = sorted(set(spec.tasks) & set(spec.trained_tasks))
+    if asked == "zero_shot" and both:
+        raise RequestError(f"protocol zero_shot: {', '.join(both)} would be trained on; use --train-tasks without it")
+    if asked == "in_domain" and spec.stages and not both:
+        raise RequestError("protocol in_domain: none of the tested tasks is trained on; use --protocol zero_shot")
+    return replace(spec, protocol="in_domain" if both else "zero_shot")
+
+
+def _budgeted(
+    request: Request, catalog: Catalog, backbone: Backbone, method: Method, recipe: Recipe
+) -> tuple[dict[str, Any], BudgetSpec]:
+    targets = str(recipe.adapter.get("targets", "language"))
+    table = table_for(backbone, targets)
+    if method.tuner in ("none", "full"):
+        unknown = next((key for key in request.settings if key.startswith("adapter.")), None)
+        if unknown and len(request.methods) == 1:
+            raise RequestError(f"--set {unknown}: method {method.name} has no adapter")
+        whole = allocate(method, recipe, Budget("paper"), table, lambda name: (method, recipe))
+        return {}, BudgetSpec("", whole.trainable)
+    budget = parse_budget(request.budget, backbone.default_rank)
+
+    def reference(name: str) -> tuple[Method, Recipe]:
+        found = catalog.method(name)
+        return found, found.at(backbone.scale)
+
+    share = allocate(method, recipe, budget, table, reference)
+    adapter = {**recipe.adapter, "targets": targets, "r": share.rank}
+    return adapter, BudgetSpec(budget.text(), share.trainable, share.distance, share.comparable)
+
+
+def table_for(backbone: Backbone, targets: str) -> LayerTable:
+    """The backbone's adapted linears; torch is imported only when no shipped table holds them."""
+    table = shipped_table(backbone, targets)
+    if table is None:
+        from medbench.backbones.vlm import layer_table
+
+        table = layer_table(backbone, targets)
+    return table
+
+
+def adapter_folder(name: str) -> Path:
+    """The folder of an adapter: a peft folder, the run folder that holds one, or a hub id's snapshot."""
+    folder = Path(name)
+    if (folder / "adapter" / "adapter_config.json").exists():
+        return folder / "adapter"
+    if folder.is_dir():
+        return folder
+    from medbench.backbones.hub import fetch_adapter
+
+    return fetch_adapter(name)
+
+
+def _of_adapter(
+    request: Request, backbone: Backbone, tests: tuple[DataSpec, ...], folder: Path
+) -> RunSpec:
+    """The run of an adapter that was trained elsewhere."""
+    from medbench.backbones.adapt import read_adapter_config
+
+    config = read_adapter_config(folder)
+    generation, processor, _ = _other_settings(dict(request.settings), request, [])
+    weights = folder_digest(folder, "adapter_*")
+    kept = ("peft_type", "r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_name_or_path")
+    about = {key: config[key] for key in kept if key in config}
+    own = read_json(folder / "medbench.json") if (folder / "medbench.json").exists() else {}
+    trained = own.get("trained_on")
+    tested = {test.task for test in tests}
+    return RunSpec(
+        backbone=BackboneSpec(backbone.name, backbone.identity(), processor=processor),
+        method=MethodSpec(f"adapter:{own.get('method', folder.resolve().name)}", "adapter", about, weights),
+        budget=BudgetSpec("", 0),
+        stages=(),
+        tests=tests,
+        # What a foreign adapter was trained on is not known, so nothing may be called zero-shot.
+        protocol="unknown" if trained is None else "in_domain" if tested & set(trained) else "zero_shot",
+        seed=0,
+        dtype=_dtype(request.dtype, backbone),
+        generation=generation,
+        on_bad_item=request.on_bad_item,
+    )
+
+
+def _data(card: Card, split: Any, limit: int | None, request: Request) -> DataSpec:
+    if split not in published_splits(card):
+        if split in ("train", "fit"):
+            raise RequestError(f"task {card.name} has no training split; name other tasks with --train-tasks")
+        raise RequestError(f"task {card.name} has no split {split!r}; it has {', '.join(published_splits(card))}")
+    source = split if split in card.metadata.splits else "train"
+    pinned = card.metadata.splits[source].digest  # type: ignore[index]
+    found = None
+    if pinned is None:
+        found = load_items(card, split, request.data_root, "skip").digest
+    return DataSpec(card.name, split, card.metadata.version, card.digest, found, limit)
+
+
+def _part(card: Card, weight: float, request: Request) -> Part:
+    # A learning rate that is judged on validation must not have seen it.
+    split = "train" if request.split == "test" or "train" not in card.metadata.splits else "fit"
+    return Part(_data(card, split, request.train_limit, request), weight)
+
+
+def _other_settings(
+    rest: dict[str, Any], request: Request, tasks: Sequence[str]
+) -> tuple[Generation, dict[str, int], dict[str, float]]:
+    """What `--set` may name beside the adapter and the training: generation, processor, mixture weights."""
+    max_new_tokens: int | None = None
+    processor: dict[str, int] = {}
+    mixture: dict[str, float] = {}
+    for key, value in rest.items():
+        part, _, name = key.partition(".")
+        if key == "generation.max_new_tokens" and isinstance(value, int) and value > 0:
+            max_new_tokens = value
+        elif part == "processor" and name in ("min_pixels", "max_pixels") and isinstance(value, int):
+            processor[name] = value
+        elif part == "mixture" and name in tasks and isinstance(value, int | float) and value > 0:
+            mixture[name] = float(value)
+        else:
+            known = ["adapter.FIELD", *(f"training.{f}" for f in Training.model_fields)]
+            known += ["generation.max_new_tokens", "processor.max_pixels", "processor.min_pixels"]
+            known += [f"mixture.{name}" for name in tasks]
+            raise RequestError(f"--set {key}={value}: not a setting with such a value; {did_you_mean(key, known)}")
+    if request.batch_size < 1:
+        raise RequestError(f"--batch-size {request.batch_size}: must be at least 1")
+    return Generation(request.batch_size, max_new_tokens), processor, mixture
+
+
+def _dtype(asked: str, backbone: Backbone) -> Dtype:
+    """`auto` is float32 for the nano backbones (their grids move between machines), else bfloat16 where CUDA has it."""
+    if asked in ("float32", "bfloat16", "float16"):
+        return asked  # type: ignore[return-value]
+    if asked != "auto":
+        raise RequestError(f"--dtype {asked!r}; known: auto, float32, bfloat16, float16")
+    if backbone.scale == "nano":
+        return "float32"
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"

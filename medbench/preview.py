@@ -1,0 +1,94 @@
+"""What a run would do, before it does it: rank, parameters, steps, items, memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medbench.backbones.registry import get_backbone
+from medbench.data.card import Card
+from medbench.data.load import limited, load_items
+from medbench.listing import text_table
+from medbench.plan import table_for
+from medbench.spec import DataSpec, RunSpec
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: Tokens an item is taken to have, image included, for the estimate of memory: a nano question, a 7B question.
+_TOKENS = {"nano": 64, "vlm": 768}
+#: Bytes kept for the backward pass, as a multiple of the adapted layers' inputs and outputs (norms, attention, MLP).
+_ACTIVATIONS = 2.0
+
+
+def preview(spec: RunSpec, cards: Mapping[str, Card], data_root: Path | None) -> dict[str, Any]:
+    """The plan of a run; reads the questions (for exact counts), but no image and no weights.
+
+    Raises:
+        RequestError: the data is not there.
+    """
+
+    def count(data: DataSpec) -> int:
+        items = load_items(cards[data.task], data.split, data_root, spec.on_bad_item).items
+        return len(limited(items, data.limit, data.split))
+
+    stages = []
+    for stage in spec.stages:
+        sizes = {part.data.task: count(part.data) for part in stage.mixture}
+        epoch = sum(round(sizes[part.data.task] * part.weight) for part in stage.mixture)
+        training = stage.training
+        steps = max(1, math.ceil(training.epochs * epoch / training.batch_size - 1e-9))
+        stages.append({"train_items": sizes, "steps": steps, "lr": training.lr, "batch_size": training.batch_size})
+    return {
+        "run": spec.identity,
+        "method": spec.method.name,
+        "seed": spec.seed,
+        "backbone": spec.backbone.name,
+        "protocol": spec.protocol,
+        "rank": spec.method.adapter.get("r"),
+        "trainable_parameters": spec.budget.trainable,
+        "budget": spec.budget.request or None,
+        "budget_distance": spec.budget.distance,
+        "stages": stages,
+        "test_items": {test.task: count(test) for test in spec.tests},
+        "memory_estimate_bytes": memory_estimate(spec),
+    }
+
+
+def memory_estimate(spec: RunSpec) -> int:
+    """Bytes of weights, gradients, AdamW's two moments and activations of one forward and backward. An estimate."""
+    backbone = get_backbone(spec.backbone.name)
+    table = table_for(backbone, str(spec.method.adapter.get("targets", "language")))
+    unit = _BYTES[spec.dtype]
+    trainable = spec.budget.trainable
+    full = spec.method.tuner == "full"
+    weights = 4 * table.total if full else unit * table.total + 4 * trainable
+    if not spec.stages:
+        return weights
+    training = spec.stages[0].training
+    wide = sum(layer.count * (layer.inp + layer.out) for layer in table.layers)
+    if training.gradient_checkpointing:
+        wide = wide // max(layer.count for layer in table.layers)
+    tokens = training.micro_batch_size * _TOKENS[backbone.scale]
+    return int(weights + 12 * trainable + _ACTIVATIONS * unit * tokens * wide)
+
+
+def preview_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The plans as a table."""
+    return text_table(
+        [
+            {
+                "method": row["method"],
+                "seed": row["seed"],
+                "rank": row["rank"],
+                "trainable": row["trainable_parameters"],
+                "of budget": None if row["budget_distance"] is None else f"{100 * row['budget_distance']:+.1f} %",
+                "steps": [stage["steps"] for stage in row["stages"]],
+                "train items": [f"{k} {v:,}" for s in row["stages"] for k, v in s["train_items"].items()],
+                "test items": [f"{k} {v:,}" for k, v in row["test_items"].items()],
+                "memory (estimate)": f"{row['memory_estimate_bytes'] / 2**30:.2f} GiB",
+                "run": row["run"][:12],
+            }
+            for row in rows
+        ]
+    )

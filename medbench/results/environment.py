@@ -1,0 +1,71 @@
+"""What a run was computed with: versions, commit, machine, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from medbench.catalog import packaged
+
+PACKAGES = ("medbench", "torch", "torchvision", "transformers", "peft", "accelerate", "tokenizers", "numpy")
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions, git commit and machine; call it in the process that computes.
+
+    Args:
+        device: the `torch.device` in use.
+    """
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "git": git_state(packaged("tasks").parent),
+        "platform": platform.system() + " " + platform.machine(),
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout the code runs from (results not counted); None outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    if not (folder / ".git").exists():
+        return None
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_memory(device: Any) -> dict[str, int]:
+    """Peak memory of this process so far, in bytes; on CUDA also the device's."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

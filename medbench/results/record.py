@@ -1,0 +1,170 @@
+"""The record of a run: `record.json`, written last, and the table of many records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from medbench.errors import RequestError, WorkError
+from medbench.files import read_json, write_json, write_parquet
+from medbench.scoring.predictions import score_task
+from medbench.scoring.stats import estimate_metrics
+
+if TYPE_CHECKING:
+    from medbench.run import Job
+    from medbench.steps import Data
+
+#: Raised when the meaning of a record's field changes; records of another version are refused, never guessed at.
+RECORD_SCHEMA = 1
+ARTEFACTS = ("spec.json", "predictions.parquet", "scores.parquet", "record.json")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run is complete (its weights may be gone)."""
+    return all((folder / name).exists() for name in ARTEFACTS)
+
+
+def score_run(job: Job, data: Data) -> dict[str, Any]:
+    """Scores a run's stored predictions: writes `scores.parquet`, returns figures by task."""
+    stored = pd.read_parquet(job.folder / "predictions.parquet")
+    tables, figures = [], {}
+    for test in job.spec.tests:
+        rows = stored[(stored["task"] == test.task) & (stored["split"] == test.split)]
+        scored = score_task(test.task, test.split, data.items(test).items, rows)
+        tables.append(scored)
+        figures[test.task] = task_figures([scored])
+    write_parquet(job.folder / "scores.parquet", pd.concat(tables, ignore_index=True))
+    return figures
+
+
+def task_figures(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """n, clusters and metrics of a task, from one score table a seed: as in a record and in `--json`."""
+    metrics = {name: estimate.to_json() for name, estimate in estimate_metrics(tables).items()}
+    return {"n": len(tables[0]), "clusters": int(tables[0]["cluster"].nunique()), "metrics": metrics}
+
+
+def write_record(job: Job, data: Data) -> Path:
+    """Scores a run and writes its record: the last step."""
+    started = time.monotonic()
+    spec = job.spec
+    fitted, predicted = job.step("fit") or {}, job.step("predict")
+    if predicted is None:
+        raise WorkError(f"run {job.folder.name[:12]}: nothing was predicted")
+    tasks = score_run(job, data)
+    for test in spec.tests:
+        about = data.about[f"{test.task}/{test.split}"]
+        tasks[test.task] |= {"split": test.split, "profile": "medbench", "skipped": about["skipped"]}
+    total = predicted["parameters"]["total"]
+    trainable = spec.budget.trainable
+    record = {
+        "schema": RECORD_SCHEMA,
+        "run": spec.identity,
+        "method": spec.method.name,
+        "seed": spec.seed,
+        "backbone": spec.backbone.name,
+        "protocol": spec.protocol,
+        "tasks": tasks,
+        "trained_on": spec.trained_tasks,
+        "parameters": {
+            "rank": spec.method.adapter.get("r"),
+            "trainable": trainable,
+            "total": total,
+            "percent": 100 * trainable / total,
+            "budget": spec.budget.request or None,
+            "budget_distance": spec.budget.distance,
+            "comparable": spec.budget.comparable,
+        },
+        "data": data.about,
+        "weights": predicted["weights"],
+        "training": {k: fitted[k] for k in ("stages", "stages_done_before") if k in fitted},
+        "prediction": {k: predicted[k] for k in ("images_encoded", "image_features_cached")},
+        "seconds": {
+            "fit": fitted.get("seconds", 0.0),
+            "predict": predicted["seconds"],
+            "score": time.monotonic() - started,
+        },
+        "memory": {"fit": fitted.get("memory"), "predict": predicted["memory"]},
+        "environment": {"fit": fitted.get("environment"), "predict": predicted["environment"]},
+        "dtype": spec.dtype,
+        "command": job.command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "spec": spec.to_json(),
+    }
+    write_json(job.folder / "record.json", record)
+    return job.folder / "record.json"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a run folder.
+
+    Raises:
+        RequestError: there is none (the run is incomplete).
+        WorkError: it is of another schema version.
+    """
+    path = folder / "record.json"
+    if not path.exists():
+        raise RequestError(f"{folder}: no record.json; the run is incomplete, or this is no run folder")
+    record: dict[str, Any] = read_json(path)
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != RECORD_SCHEMA:
+        raise WorkError(f"{path}: record schema {schema!r}, this medbench reads {RECORD_SCHEMA}")
+    return record
+
+
+def run_folders(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The run folders among and directly below `paths`: (complete, incomplete).
+
+    Raises:
+        RequestError: a path does not exist.
+    """
+    complete, incomplete = [], []
+    for path in paths:
+        if not path.is_dir():
+            raise RequestError(f"{path}: no such folder")
+        found = [path] if (path / "spec.json").exists() else sorted(p.parent for p in path.glob("*/spec.json"))
+        for folder in found:
+            (complete if is_finished(folder) else incomplete).append(folder)
+    return complete, incomplete
+
+
+def load_records(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """All records below one or more folders, one row for each run, task and metric.
+
+    Incomplete runs are left out and named in `frame.attrs["incomplete"]`.
+
+    Returns:
+        Columns run, folder, method, seed, backbone, protocol, trained_on, rank, trainable, percent, budget,
+        budget_distance, comparable, dtype, task, split, metric, value, low, high, n, clusters, reason.
+
+    Example:
+        >>> import medbench
+        >>> medbench.load_records("results/measured").query("metric == 'closed_accuracy'")  # doctest: +SKIP
+    """
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+    complete, incomplete = run_folders(paths)
+    rows = [row for folder in complete for row in _rows(folder, read_record(folder))]
+    columns = [
+        *("run", "folder", "method", "seed", "backbone", "protocol", "trained_on"),
+        *("rank", "trainable", "percent", "budget", "budget_distance", "comparable", "dtype"),
+        *("task", "split", "metric", "value", "low", "high", "n", "clusters", "reason"),
+    ]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame.attrs["incomplete"] = [str(folder) for folder in incomplete]
+    return frame
+
+
+def _rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    parameters = record["parameters"]
+    run = {key: record[key] for key in ("run", "method", "seed", "backbone", "protocol", "dtype")}
+    run |= {key: parameters[key] for key in parameters if key != "total"}
+    run |= {"folder": str(folder), "trained_on": "+".join(record["trained_on"])}
+    return [
+        run | {"task": task, "split": content["split"], "metric": name, "reason": None} | figures
+        for task, content in record["tasks"].items()
+        for name, figures in content["metrics"].items()
+    ]

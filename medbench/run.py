@@ -1,0 +1,122 @@
+"""One run, top to bottom: check data -> fit -> predict -> score and record. Each arrow leaves its artefact in the
+run's folder, written atomically; an arrow whose artefact is there, made from the same inputs, is not done again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medbench.backbones.registry import Backbone
+from medbench.data.card import Card
+from medbench.data.load import locate_or_fetch
+from medbench.errors import WorkError
+from medbench.files import canonical_json, read_json, run_lock, write_json
+from medbench.progress import note
+from medbench.results.record import is_finished, write_record
+from medbench.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be done.
+
+    Attributes:
+        spec: what.
+        cards: its tasks, by name.
+        backbone: its backbone.
+        folder: `<out>/<identity>`.
+        data_root: where local data lies.
+        device: `auto`, or as torch names it.
+        report_to: experiment trackers.
+        adapter: the folder of an adapter that was trained elsewhere (`--adapter`).
+        command: the request in words, for the record.
+    """
+
+    spec: RunSpec
+    cards: dict[str, Card]
+    backbone: Backbone
+    folder: Path
+    data_root: Path | None = None
+    device: str = "auto"
+    report_to: tuple[str, ...] = ()
+    adapter: Path | None = None
+    command: str = ""
+
+    def step(self, name: str) -> dict[str, Any] | None:
+        """What a finished step left (`data`, `fit`, `predict`), or None."""
+        path = self.folder / f"{name}.json"
+        return read_json(path) if path.exists() else None
+
+    def finish(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Marks a step as finished, after its artefact."""
+        write_json(self.folder / f"{name}.json", content)
+        return content
+
+
+def run(job: Job) -> Path:
+    """Does what is left of a run and returns its folder. A finished run costs one look.
+
+    Under `accelerate launch` every process calls this: all fit and predict, the first one does the rest.
+
+    Raises:
+        MedbenchError: see the steps; what was finished before stays and is not done again.
+    """
+    if is_finished(job.folder):
+        return job.folder
+    # Imported here: a finished run, and everything that only reads runs, needs no torch.
+    from medbench.steps import Workplace, check_data, fit, predict
+
+    work = Workplace.of(job)
+    with run_lock(job.folder) if work.is_first else nullcontext():
+        if work.is_first:
+            _begin(job)
+        work.wait()
+        data = check_data(job, work)
+        if job.spec.stages and job.step("fit") is None:
+            fit(job, work, data)
+        if job.step("predict") is None:
+            predict(job, work, data)
+        if work.is_first:
+            write_record(job, data)
+            _tidy(job.folder)
+        work.wait()
+    return job.folder
+
+
+def _begin(job: Job) -> None:
+    path = job.folder / "spec.json"
+    if path.exists() and path.read_text(encoding="utf-8") != canonical_json(job.spec.to_json()):
+        raise WorkError(f"{path}: is not the spec of this run; move the folder away")
+    job.spec.save(job.folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what only resuming needs: checkpoints with optimiser state, parts, step marks."""
+    for name in ("fit", "parts"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("data", "fit", "predict"):
+        (folder / f"{name}.json").unlink(missing_ok=True)
+
+
+def run_all(jobs: list[Job], announce: Callable[[str], None] = note) -> list[Path]:
+    """Does several runs one after another; the first failure stops.
+
+    Raises:
+        RequestError: a run that is not finished has no data; then no run is begun.
+        MedbenchError: see `run`.
+    """
+    for job in jobs:
+        if not is_finished(job.folder):
+            for card in job.cards.values():
+                locate_or_fetch(card, job.data_root)
+    folders = []
+    for number, job in enumerate(jobs, start=1):
+        name = f"[{number}/{len(jobs)}] {job.spec.method.name} seed {job.spec.seed}, run {job.folder.name[:12]}"
+        announce(f"{name}: finished before" if is_finished(job.folder) else name)
+        folders.append(run(job))
+    return folders

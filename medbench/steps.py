@@ -1,0 +1,293 @@
+"""The steps of a run that need torch: check the data, fit, predict."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from medbench.backbones.adapt import attach, load_adapter, save_adapted, trainable_parameters
+from medbench.backbones.vlm import Vlm, load_vlm
+from medbench.data.check import Checked, check_images
+from medbench.data.load import limited, load_items
+from medbench.errors import RequestError, WorkError
+from medbench.files import folder_digest, publish_folder, write_parquet
+from medbench.inference.predict import Predictor, chunks
+from medbench.progress import progress_bar
+from medbench.results.environment import environment, peak_memory
+from medbench.run import Job
+from medbench.spec import DataSpec, Stage
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a run is computed: this process's device, and its place among the processes of one run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    state: Any
+
+    @classmethod
+    def of(cls, job: Job) -> Workplace:
+        """Picks the device and joins the other processes, if there are any."""
+        from accelerate import PartialState
+
+        quiet()
+        asked = job.device
+        if asked == "auto":
+            asked = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(asked)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise RequestError(f"--device {asked}: not available here ({str(error).splitlines()[0]})") from error
+        state = PartialState(cpu=device.type == "cpu")
+        if state.num_processes > 1:
+            device = state.device
+        return cls(device, getattr(torch, job.spec.dtype), state)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what only one may do."""
+        return bool(self.state.is_main_process)
+
+    def wait(self) -> None:
+        """Waits for the other processes."""
+        self.state.wait_for_everyone()
+
+
+def quiet() -> None:
+    """Keeps the libraries' own bars and chatter off stderr; errors stay."""
+    import warnings
+
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|torch")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Data:
+    """The checked splits of a run, and what the record says about them."""
+
+    splits: dict[tuple[str, str], Checked]
+    about: dict[str, Any]
+
+    def items(self, spec: DataSpec) -> Checked:
+        """The items a spec names, limits applied."""
+        return self.splits[spec.task, spec.split]
+
+
+def check_data(job: Job, work: Workplace) -> Data:
+    """Reads every split of the run and decodes every image once, before anything is computed.
+
+    Raises:
+        BadItem: a bad row or image, with `on_bad_item` fail.
+        WorkError: the data is not what the card says, or not what it was when the run began.
+    """
+    wanted = {(d.task, d.split): d for d in job.spec.tests}
+    wanted |= {(p.data.task, p.data.split): p.data for stage in job.spec.stages for p in stage.mixture}
+    splits: dict[tuple[str, str], Checked] = {}
+    about: dict[str, Any] = {}
+    with progress_bar("checking images") as step:
+        for key, spec in wanted.items():
+            card = job.cards[spec.task]
+            loaded = load_items(card, spec.split, job.data_root, job.spec.on_bad_item)
+            if spec.digest is not None and loaded.digest != spec.digest:
+                raise WorkError(f"task {spec.task}: the data changed between planning and reading")
+            items = limited(loaded.items, spec.limit, spec.split)
+            checked = check_images(spec.task, items, job.spec.on_bad_item, step)
+            splits[key] = checked
+            skipped = [*loaded.skipped, *checked.skipped]
+            about[f"{spec.task}/{spec.split}"] = {
+                "layout": loaded.layout,
+                "items": len(checked.items),
+                "images": len(checked.sizes),
+                "digest": loaded.digest,
+                "images_digest": checked.images,
+                "skipped": len(skipped),
+                "skipped_items": skipped[:100],
+            }
+    before = job.step("data")
+    if before is not None and before != about:
+        raise WorkError(
+            f"run {job.folder.name[:12]}: the data changed since this run began; "
+            f"put it back, or remove {job.folder} to start again"
+        )
+    if before is None and work.is_first:
+        job.finish("data", about)
+    return Data(splits, about)
+
+
+def fit(job: Job, work: Workplace, data: Data) -> None:
+    """Trains the stages in turn on one adapter, and publishes `adapter/`."""
+    from transformers import set_seed
+
+    from medbench.training.fit import FitResult, Runtime
+    from medbench.training.trainer import load_trained, save_trained
+
+    spec = job.spec
+    set_seed(spec.seed)
+    full = spec.method.tuner == "full"
+    # Weights that are trained stay float32; a frozen base is kept in the run's dtype.
+    vlm = load_vlm(
+        job.backbone, torch.float32 if full else work.dtype, work.device, spec.backbone.processor
+    )
+    total = sum(p.numel() for p in vlm.model.parameters())
+    attach(vlm, spec.method, spec.seed)
+    trainable = trainable_parameters(vlm)
+    if trainable != spec.budget.trainable:
+        raise WorkError(f"{trainable:,} parameters would be trained, the budget says {spec.budget.trainable:,}")
+    workers = 0 if work.device.type == "cpu" else 4
+    runtime = Runtime(work.device, workers, job.report_to)
+    results: list[FitResult] = []
+    marks = [job.folder / "fit" / f"stage-{number}.safetensors" for number in range(len(spec.stages))]
+    done = max((n + 1 for n, mark in enumerate(marks) if mark.exists()), default=0)
+    if done:
+        load_trained(vlm.model, marks[done - 1])
+    for number, stage in enumerate(spec.stages[done:], start=done):
+        title = f"fit {spec.method.name} seed {spec.seed}" + (f" stage {number + 1}" if len(marks) > 1 else "")
+        with progress_bar(title) as advance:
+            results.append(_fit_stage(job, work, data, vlm, stage, number, runtime, advance))
+        if work.is_first and len(marks) > 1:
+            save_trained(vlm.model, marks[number])
+        work.wait()
+    if work.is_first:
+        _publish(job, vlm)
+        job.finish(
+            "fit",
+            {
+                "stages": [asdict(result) for result in results],
+                "stages_done_before": done,
+                "seconds": sum(result.seconds for result in results),
+                "parameters": {"trainable": trainable, "total": total},
+                "weights": {"backbone": spec.backbone.weights, "commit": vlm.commit, "adapter": _adapter_digest(job)},
+                "environment": environment(work.device) | {"processes": work.state.num_processes},
+                "memory": peak_memory(work.device),
+            },
+        )
+    work.wait()
+
+
+def _fit_stage(
+    job: Job, work: Workplace, data: Data, vlm: Vlm, stage: Stage, number: int, runtime: Any, advance: Any
+) -> Any:
+    from medbench.training.collate import examples
+    from medbench.training.fit import fit_stage
+
+    parts = []
+    for part in stage.mixture:
+        checked = data.items(part.data)
+        keys = list(checked.sizes)
+        tokens = dict(zip(keys, vlm.image_tokens([checked.sizes[k] for k in keys]), strict=True))
+        parts.append(examples(vlm, job.cards[part.data.task], checked.items, tokens))
+    return fit_stage(
+        vlm,
+        parts,
+        [part.weight for part in stage.mixture],
+        stage.training,
+        seed=job.spec.seed + 1000 * number,
+        dtype=work.dtype,
+        balance=float(job.spec.method.adapter.get("balance_coefficient", 0.0)),
+        folder=job.folder / "fit" / f"stage-{number}",
+        runtime=runtime,
+        progress=advance,
+    )
+
+
+def _publish(job: Job, vlm: Vlm) -> None:
+    temporary = job.folder / "adapter.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_adapted(vlm, job.spec, temporary)
+        publish_folder(temporary, job.folder / "adapter")
+    except OSError as error:
+        raise WorkError(f"cannot write {job.folder / 'adapter'}: {error.strerror or error}") from error
+
+
+def _adapter_digest(job: Job) -> str | None:
+    folder = job.adapter or job.folder / "adapter"
+    return folder_digest(folder, "*.safetensors") if folder.is_dir() else None
+
+
+def load_run_model(job: Job, work: Workplace) -> Vlm:
+    """The model a run is tested with, always loaded from its files.
+
+    Raises:
+        WorkError: the adapter's files are gone or changed since the fit.
+    """
+    spec = job.spec
+    folder = job.adapter or job.folder / "adapter"
+    fitted = job.step("fit")
+    if fitted is not None and fitted["weights"]["adapter"] != _adapter_digest(job):
+        raise WorkError(f"{folder}: the weights are gone or changed since the fit; remove {job.folder / 'fit.json'}")
+    if spec.method.tuner == "full":
+        return load_vlm(job.backbone, work.dtype, work.device, spec.backbone.processor, folder)
+    vlm = load_vlm(job.backbone, work.dtype, work.device, spec.backbone.processor)
+    if spec.method.tuner != "none":
+        load_adapter(vlm, folder)
+    return vlm
+
+
+def predict(job: Job, work: Workplace, data: Data) -> None:
+    """Answers every test, chunk by chunk, and publishes `predictions.parquet`."""
+    started = time.monotonic()
+    vlm = load_run_model(job, work)
+    parts: list[tuple[DataSpec, int, Path]] = []
+    encoded, cached = 0, True
+    for test in job.spec.tests:
+        items = data.items(test).items
+        cut = chunks(items, job.spec.generation.batch_size)
+        paths = [job.folder / "parts" / f"{test.task}-{n}-of-{len(cut)}.parquet" for n in range(len(cut))]
+        parts += [(test, n, path) for n, path in enumerate(paths)]
+        predictor = Predictor(vlm, job.cards[test.task], job.spec.generation)
+        with progress_bar(f"predict {test.task}") as advance:
+            answered = 0
+
+            def step(count: int, total: int = len(items), advance: Any = advance) -> None:
+                nonlocal answered
+                answered += count
+                advance(answered, total)
+
+            for number, (chunk, path) in enumerate(zip(cut, paths, strict=True)):
+                if path.exists():
+                    step(len(chunk))
+                elif number % work.state.num_processes == work.state.process_index:
+                    rows = pd.DataFrame(predictor.predict(chunk, step))
+                    rows.insert(0, "split", test.split)
+                    rows.insert(0, "task", test.task)
+                    write_parquet(path, rows)
+        encoded += predictor.features.encoded
+        cached = cached and predictor.features.cached
+    work.wait()
+    if work.is_first:
+        table = pd.concat([pd.read_parquet(path) for _, _, path in parts], ignore_index=True)
+        write_parquet(job.folder / "predictions.parquet", table)
+        job.finish(
+            "predict",
+            {
+                "seconds": time.monotonic() - started,
+                "images_encoded": encoded,
+                "image_features_cached": cached,
+                "parameters": {"total": _total(vlm, job)},
+                "weights": {"backbone": job.spec.backbone.weights, "commit": vlm.commit, "adapter": _adapter_digest(job)},
+                "environment": environment(work.device) | {"processes": work.state.num_processes},
+                "memory": peak_memory(work.device),
+            },
+        )
+    work.wait()
+
+
+def _total(vlm: Vlm, job: Job) -> int:
+    own = sum(p.numel() for p in vlm.model.parameters())
+    if job.spec.method.tuner in ("none", "full"):
+        return own
+    prefix = vlm.model.base_model.prefix
+    return own - sum(p.numel() for n, p in vlm.model.named_parameters() if f".{prefix}" in n)

@@ -1,0 +1,157 @@
+"""The `transformers.Trainer` of this project: completion loss over the whole step, balance loss, exact checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from medbench.backbones.vlm import IGNORE, Batch
+from medbench.errors import WorkError
+from medbench.files import write_atomic
+
+WEIGHTS = "trained.safetensors"
+COMPLETE = "complete"
+
+
+class StageTrainer(Trainer):
+    """Trains the parameters that require a gradient; the order of items is given, never drawn here."""
+
+    def __init__(self, *args: Any, balance: float = 0.0, keeps_logits: bool = False, **kwargs: Any):
+        """As `Trainer`.
+
+        Args:
+            args: passed on.
+            balance: coefficient of the routers' balance loss.
+            keeps_logits: whether the model computes only the last logits when asked (`logits_to_keep`).
+            kwargs: passed on.
+        """
+        super().__init__(*args, **kwargs)
+        self.balance = balance
+        self.keeps_logits = keeps_logits
+        # Makes the Trainer count the target tokens of the whole step (all accumulation steps and processes).
+        self.model_accepts_loss_kwargs = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Cross-entropy summed over this forward's target tokens, divided by the tokens of the whole step.
+
+        The balance loss is averaged over the step's forwards. With P processes the gradient is averaged over them, so
+        the token share is multiplied by P: two processes give the loss of one with two accumulation steps.
+
+        Raises:
+            WorkError: the loss is not finite; names the step.
+        """
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        width = int(labels.ne(IGNORE).any(0).sum())
+        if self.keeps_logits:
+            inputs["logits_to_keep"] = width + 1
+        logits = model(**inputs, use_cache=False).logits[:, -(width + 1) : -1]
+        summed = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), labels[:, -width:].flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        world = self.accelerator.num_processes
+        loss = summed * world / num_items_in_batch
+        tuner = getattr(self.accelerator.unwrap_model(model), "base_model", None)
+        if self.balance and hasattr(tuner, "balance_loss"):
+            accumulation = getattr(self, "current_gradient_accumulation_steps", 1)
+            loss = loss + self.balance * tuner.balance_loss() / accumulation
+        if not torch.isfinite(loss):
+            settings = self.args
+            raise WorkError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} of {self.state.max_steps} "
+                f"(lr {settings.learning_rate:g}); a lower training.lr or dtype float32 is the usual remedy"
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Our own file for every tuner: transformers renames keys when it saves a whole model, and resuming by those
+        # names would silently load nothing.
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_trained(self.accelerator.unwrap_model(self.model), folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / WEIGHTS)
+
+
+def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    # Frozen factors of an adapter belong to its checkpoint: they are stored, never computed again.
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad or (prefix and f".{prefix}" in name)
+    }
+
+
+def save_trained(model: Any, path: Path) -> None:
+    """Saves the parameters that are trained, with an adapter's frozen factors."""
+    tensors = {name: p.detach().cpu().contiguous() for name, p in _trained(model).items()}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+
+
+def load_trained(model: Any, path: Path) -> None:
+    """Loads what `save_trained` saved, bit for bit.
+
+    Raises:
+        WorkError: it is of another model.
+    """
+    stored, trained = load_file(path), _trained(model)
+    if stored.keys() != trained.keys():
+        raise WorkError(f"{path}: the checkpoint is of another model; remove the run's fit folder")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(stored[name])
+
+
+class StepCallback(TrainerCallback):
+    """Tells a progress bar of each step, and marks each checkpoint as whole once all of it is on disk."""
+
+    def __init__(self, folder: Path, step: Callable[[int], None]):
+        """Args: the stage's folder; what to call after each step with the steps done."""
+        self.folder, self.step = folder, step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Reports progress."""
+        self.step(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the completion marker, last."""
+        if not state.is_world_process_zero:
+            return
+        checkpoint = self.folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        for file in checkpoint.iterdir():
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        (checkpoint / COMPLETE).touch()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a stage; parts of others (a killed write) are removed."""
+    newest: tuple[float, Path | None] = (-math.inf, None)
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if not (checkpoint / COMPLETE).exists():
+            shutil.rmtree(checkpoint)
+        else:
+            newest = max(newest, (float(checkpoint.name.rpartition("-")[2]), checkpoint), key=lambda pair: pair[0])
+    return newest[1]
