@@ -11,21 +11,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from medbench.backbones.registry import Backbone, get_backbone
-    from medbench.budget import Budget, allocate, count_parameters, parse_budget
-    from medbench.catalog import Catalog
-    from medbench.data.card import Card
-    from medbench.data.item import Item
-    from medbench.data.load import load_items
-    from medbench.errors import MedbenchError, RequestError, WorkError
-    from medbench.methods import Method, Training
-    from medbench.plan import Request, resolve
-    from medbench.results.record import load_records, read_record
-    from medbench.results.tables import build_table, render
-    from medbench.run import Job, run_all
-    from medbench.scoring import score_pairs
-    from medbench.scoring.stats import estimate_metrics
-    from medbench.spec import RunSpec, load_spec
+    from medbench.backbones.registry import Backbone as Backbone, get_backbone as get_backbone
+    from medbench.budget import (
+        Budget as Budget,
+        allocate as allocate,
+        count_parameters as count_parameters,
+        parse_budget as parse_budget,
+    )
+    from medbench.catalog import Catalog as Catalog
+    from medbench.data.card import Card as Card
+    from medbench.data.item import Item as Item
+    from medbench.data.load import load_items as load_items
+    from medbench.errors import MedbenchError as MedbenchError, RequestError as RequestError, WorkError as WorkError
+    from medbench.methods import Method as Method, Training as Training
+    from medbench.plan import Request as Request, resolve as resolve
+    from medbench.results.record import load_records as load_records, read_record as read_record
+    from medbench.results.tables import build_table as build_table, render as render
+    from medbench.run import Job as Job, run_all as run_all
+    from medbench.scoring import score_pairs as score_pairs
+    from medbench.scoring.stats import estimate_metrics as estimate_metrics
+    from medbench.spec import RunSpec as RunSpec, load_spec as load_spec
 
 _PUBLIC = {
     "Backbone": "backbones.registry",
@@ -56,7 +61,7 @@ _PUBLIC = {
     "run_all": "run",
     "score_pairs": "scoring",
 }
-__all__ = sorted([*_PUBLIC, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_PUBLIC, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

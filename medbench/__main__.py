@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from medbench.errors import MedbenchError
 
@@ -16,8 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from medbench.cli import app
 
     # Newer releases of typer carry click inside, older ones import it: either way this is its ClickException.
-    usage_error = typer.BadParameter.__mro__[1]
-    click_error = typer.BadParameter.__mro__[2]
+    click_error: Any = typer.BadParameter.__mro__[2]
 
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
@@ -25,11 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _complain(str(error), error.exit_code)
     except click_error as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())  # type: ignore[attr-defined]
+            print(error.format_message())
             sys.exit(0)
-        where = getattr(error, "ctx", None) if isinstance(error, usage_error) else None
+        where = getattr(error, "ctx", None)
         hint = f" (see {where.command_path} --help)" if where is not None else ""
-        code = _complain(error.format_message() + hint, 2)  # type: ignore[attr-defined]
+        code = _complain(error.format_message() + hint, 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _complain("interrupted; the same command goes on from here", 130)
     except BrokenPipeError:

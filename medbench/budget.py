@@ -109,9 +109,7 @@ def count_parameters(tuner: str, adapter: Mapping[str, Any], rank: int, table: L
         return table.total
     routed = tuner == "expert_lora" and adapter.get("router", "topk") != "none"
     experts = int(adapter.get("num_experts", 1)) if routed else 0
-    return sum(
-        layer.count * (rank * (layer.out + layer.inp) + experts * layer.inp) for layer in table.layers
-    )
+    return sum(layer.count * (rank * (layer.out + layer.inp) + experts * layer.inp) for layer in table.layers)
 
 
 def allocate(

@@ -32,7 +32,8 @@ DataRoot = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 BackboneName = Annotated[
-    str, typer.Option(help="A name of `list backbones`, a local folder, or a hub id of an image-text-to-text model.")
+    str,
+    typer.Option(help="A name of `list backbones`, a local folder, or a hub id of an image-text-to-text model."),
 ]
 DEFAULT_OUT = Path("results/runs")
 
@@ -53,7 +54,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -69,7 +72,9 @@ def run(
     backbone: BackboneName = "nano-vl",
     budget: Annotated[
         str | None,
-        typer.Option(help="like=METHOD[:RANK], 2M, 1%, rank=R or paper [default: like=spectral_moe at the backbone's rank]."),
+        typer.Option(
+            help="like=METHOD[:RANK], 2M, 1%, rank=R or paper [default: like=spectral_moe at the backbone's rank]."
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated; each is a run of its own.")] = "0",
     protocol: Annotated[str | None, typer.Option(help="Refuse anything but zero_shot or in_domain.")] = None,
@@ -77,10 +82,14 @@ def run(
         str, typer.Option(help="test, or validation (then training leaves the validation images out).")
     ] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Test items a task, the first ones.")] = None,
-    train_limit: Annotated[int | None, typer.Option(min=1, help="Training items a task, drawn by hash of the id.")] = None,
+    train_limit: Annotated[
+        int | None, typer.Option(min=1, help="Training items a task, drawn by hash of the id.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="training.lr=1e-4, adapter.rho=10, mixture.TASK=2, processor.max_pixels=200704, ..."),
+        typer.Option(
+            "--set", help="training.lr=1e-4, adapter.rho=10, mixture.TASK=2, processor.max_pixels=200704, ..."
+        ),
     ] = None,
     on_bad_item: Annotated[str, typer.Option(help="fail, or skip (skipped items are counted).")] = "fail",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at a time.")] = 32,
@@ -131,12 +140,21 @@ def run(
         return
     if plan.backbone.scale == "nano" and not as_json:
         print(
-            f"backbone {plan.backbone.name}: {plan.backbone.description} "
-            "The paper's is --backbone qwen2.5-vl-7b.",
+            f"backbone {plan.backbone.name}: {plan.backbone.description} The paper's is --backbone qwen2.5-vl-7b.",
             file=sys.stderr,
         )
     jobs = [
-        Job(spec, plan.cards, plan.backbone, out / spec.identity, root, device, tuple(_split(report_to)), plan.adapter, _command())
+        Job(
+            spec,
+            plan.cards,
+            plan.backbone,
+            out / spec.identity,
+            root,
+            device,
+            tuple(_split(report_to)),
+            plan.adapter,
+            _command(),
+        )
         for spec in plan.specs
     ]
     folders = run_all(jobs)
@@ -152,9 +170,7 @@ def _report(folders: list[Path], as_json: bool) -> None:
         runs = [
             {
                 **{key: record[key] for key in ("run", "method", "seed")},
-                "tasks": {
-                    name: {key: task[key] for key in ("n", "metrics")} for name, task in record["tasks"].items()
-                },
+                "tasks": {name: {key: task[key] for key in ("n", "metrics")} for name, task in record["tasks"].items()},
             }
             for record in records
         ]
@@ -278,7 +294,9 @@ def score(
 
 @app.command()
 def table(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them [default: results/runs].")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders of them [default: results/runs].")
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="md, csv, latex or html.")] = "md",
     metrics: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "closed_accuracy,open_recall",
     as_json: Json = False,

@@ -56,9 +56,7 @@ def task_rows(catalog: Catalog) -> Rows:
 def method_rows(catalog: Catalog) -> Rows:
     """The methods."""
     methods = [catalog.method(name) for name in sorted(catalog.paths("methods"))]
-    return [
-        {"name": m.name, "kind": m.tuner, "description": m.description, "source": m.source} for m in methods
-    ]
+    return [{"name": m.name, "kind": m.tuner, "description": m.description, "source": m.source} for m in methods]
 
 
 def backbone_rows(catalog: Catalog) -> Rows:
@@ -90,9 +88,7 @@ LISTS: dict[str, Callable[[Catalog], Rows]] = {
 }
 
 
-def budget_rows(
-    catalog: Catalog, backbone_name: str, methods: Sequence[str], budget: str | None, strict: bool
-) -> Rows:
+def budget_rows(catalog: Catalog, backbone_name: str, methods: Sequence[str], budget: str | None, strict: bool) -> Rows:
     """What each method gets of a budget on a backbone.
 
     Args:
@@ -148,7 +144,12 @@ def status_rows(catalog: Catalog, names: Sequence[str], data_root: Path | None) 
         except RequestError as error:
             hub = card.metadata.hub
             where = f"hub {hub.id}" if hub and data_root is None else None
-            row |= {"status": "on the hub" if where else "missing", "layout": None, "folder": where, "note": str(error)}
+            row |= {
+                "status": "on the hub" if where else "missing",
+                "layout": None,
+                "folder": where,
+                "note": str(error),
+            }
         else:
             folder = None if card.metadata.access == "generated" else str(location.folder)
             row |= {"status": "found", "layout": location.layout, "folder": folder, "note": None}

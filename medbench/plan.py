@@ -214,9 +214,7 @@ def adapter_folder(name: str) -> Path:
     return fetch_adapter(name)
 
 
-def _of_adapter(
-    request: Request, backbone: Backbone, tests: tuple[DataSpec, ...], folder: Path
-) -> RunSpec:
+def _of_adapter(request: Request, backbone: Backbone, tests: tuple[DataSpec, ...], folder: Path) -> RunSpec:
     """The run of an adapter that was trained elsewhere."""
     from medbench.backbones.adapt import read_adapter_config
 

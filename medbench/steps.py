@@ -136,9 +136,7 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
     set_seed(spec.seed)
     full = spec.method.tuner == "full"
     # Weights that are trained stay float32; a frozen base is kept in the run's dtype.
-    vlm = load_vlm(
-        job.backbone, torch.float32 if full else work.dtype, work.device, spec.backbone.processor
-    )
+    vlm = load_vlm(job.backbone, torch.float32 if full else work.dtype, work.device, spec.backbone.processor)
     total = sum(p.numel() for p in vlm.model.parameters())
     attach(vlm, spec.method, spec.seed)
     trainable = trainable_parameters(vlm)
@@ -167,7 +165,11 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
                 "stages_done_before": done,
                 "seconds": sum(result.seconds for result in results),
                 "parameters": {"trainable": trainable, "total": total},
-                "weights": {"backbone": spec.backbone.weights, "commit": vlm.commit, "adapter": _adapter_digest(job)},
+                "weights": {
+                    "backbone": spec.backbone.weights,
+                    "commit": vlm.commit,
+                    "adapter": _adapter_digest(job),
+                },
                 "environment": environment(work.device) | {"processes": work.state.num_processes},
                 "memory": peak_memory(work.device),
             },
@@ -277,7 +279,11 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
                 "images_encoded": encoded,
                 "image_features_cached": cached,
                 "parameters": {"total": _total(vlm, job)},
-                "weights": {"backbone": job.spec.backbone.weights, "commit": vlm.commit, "adapter": _adapter_digest(job)},
+                "weights": {
+                    "backbone": job.spec.backbone.weights,
+                    "commit": vlm.commit,
+                    "adapter": _adapter_digest(job),
+                },
                 "environment": environment(work.device) | {"processes": work.state.num_processes},
                 "memory": peak_memory(work.device),
             },

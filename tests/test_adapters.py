@@ -34,9 +34,7 @@ def dispatch_loop(layer, x: torch.Tensor, adapter: str = "default") -> torch.Ten
             y = y + gate * spec.scale * (b[:, i] @ (a[i] @ token))
         if spec.residual_scale:
             for i in range(spec.num_experts):
-                y = y - spec.residual_scale * (
-                    layer.expert_B0[adapter][:, i] @ (layer.expert_A0[adapter][i] @ token)
-                )
+                y = y - spec.residual_scale * (layer.expert_B0[adapter][:, i] @ (layer.expert_A0[adapter][i] @ token))
         rows.append(y)
     return torch.stack(rows).reshape(*x.shape[:-1], -1)
 
@@ -94,9 +92,7 @@ def test_expected_weight_over_random_routers_is_the_base_weight():
     assert (delta.mean(dim=0).abs() <= 5 * standard_error).all()
     spec = layer.expert_spec["default"]
     residual = (
-        spec.residual_scale
-        * layer.expert_B0["default"].flatten(1)
-        @ (layer.expert_A0["default"].flatten(0, 1) @ x)
+        spec.residual_scale * layer.expert_B0["default"].flatten(1) @ (layer.expert_A0["default"].flatten(0, 1) @ x)
     )
     assert residual.norm() > 20 * standard_error.norm()
 

@@ -42,12 +42,8 @@ LOADERS = {
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "settings", [{}, {"router": "none"}, {"init": "zero"}, {"init": "random", "seed": 3}]
-)
-def test_a_saved_adapter_comes_back_bit_for_bit_without_a_new_svd(
-    tmp_path, monkeypatch, loader, dtype, settings
-):
+@pytest.mark.parametrize("settings", [{}, {"router": "none"}, {"init": "zero"}, {"init": "random", "seed": 3}])
+def test_a_saved_adapter_comes_back_bit_for_bit_without_a_new_svd(tmp_path, monkeypatch, loader, dtype, settings):
     model = saved(tmp_path, dtype=dtype, **settings)
     expected = model(input_ids=IDS).logits
     base = llama(dtype=dtype)
@@ -110,9 +106,7 @@ def test_a_hole_in_the_checkpoint_is_an_error_even_through_peft(tmp_path):
     save_file(tensors, tmp_path / WEIGHTS)
     with pytest.warns(UserWarning, match="missing adapter keys"):
         model = PeftModel.from_pretrained(llama(), str(tmp_path))
-    with pytest.raises(
-        WorkError, match=r"filled 1 of its tensors.*layers\.1\.self_attn\.q_proj\.expert_router"
-    ):
+    with pytest.raises(WorkError, match=r"filled 1 of its tensors.*layers\.1\.self_attn\.q_proj\.expert_router"):
         model(input_ids=IDS)
 
 

@@ -43,9 +43,7 @@ def test_impossible_configurations_are_refused(settings, message):
 
 
 def test_configuration_round_trips_through_json(tmp_path):
-    config = ExpertLoraConfig(
-        r=16, lora_alpha=None, target_modules=list("vqkodugw"), exclude_modules=["x"], eta=0.1
-    )
+    config = ExpertLoraConfig(r=16, lora_alpha=None, target_modules=list("vqkodugw"), exclude_modules=["x"], eta=0.1)
     config.save_pretrained(str(tmp_path))
     for reader in (PeftConfig, ExpertLoraConfig):
         again = reader.from_pretrained(str(tmp_path))
@@ -59,9 +57,7 @@ def test_configuration_round_trips_through_json(tmp_path):
 
 
 def test_every_setting_is_explained():
-    own = {f.name for f in dataclasses.fields(ExpertLoraConfig)} - {
-        f.name for f in dataclasses.fields(PeftConfig)
-    }
+    own = {f.name for f in dataclasses.fields(ExpertLoraConfig)} - {f.name for f in dataclasses.fields(PeftConfig)}
     assert all(f.metadata["help"] for f in dataclasses.fields(ExpertLoraConfig) if f.name in own)
 
 
@@ -120,9 +116,7 @@ def test_random_starts_fit_never_overlap_and_follow_the_seed(h, experts, d):
 def test_segment_products_are_those_of_a_float64_svd(shape, dtype, init):
     # condition 1e6: a float32 decomposition loses the minor segments of such a weight
     generator = torch.Generator().manual_seed(0)
-    left, right = (
-        torch.linalg.qr(torch.randn(n, min(shape), generator=generator).double())[0] for n in shape
-    )
+    left, right = (torch.linalg.qr(torch.randn(n, min(shape), generator=generator).double())[0] for n in shape)
     weight = ((left * torch.logspace(0, -6, min(shape), dtype=torch.float64)) @ right.T).to(dtype)
     starts = segment_starts(init, min(shape), 4, 3, seed=1)
     scale, rho = 3.0, 10.0

@@ -194,8 +194,6 @@ def test_a_bad_pair_is_named(change, named):
 
 
 def test_importing_scoring_is_cheap():
-    code = (
-        "import sys, medbench.scoring; print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
-    )
+    code = "import sys, medbench.scoring; print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

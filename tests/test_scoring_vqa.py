@@ -20,15 +20,11 @@ from medbench.scoring.vqa import (
 def items(*rows):
     names = ["type", "gold", "prediction", "probabilities"]
     table = pd.DataFrame(rows, columns=names)
-    return table.assign(
-        id=[f"q{i}" for i in range(len(rows))], cluster=[f"c{i // 2}" for i in range(len(rows))]
-    )
+    return table.assign(id=[f"q{i}" for i in range(len(rows))], cluster=[f"c{i // 2}" for i in range(len(rows))])
 
 
 def test_one_row_an_item_with_nan_where_not_applicable():
-    given = items(("closed", "yes", "Yes.", None), ("open", "left lung", "lung", None)).set_index(
-        pd.Index([7, 3])
-    )
+    given = items(("closed", "yes", "Yes.", None), ("open", "left lung", "lung", None)).set_index(pd.Index([7, 3]))
     table = score_table(given)
     assert list(table) == [*ITEM_COLUMNS, *KEYS, *PROBABILITY_COLUMNS]
     assert list(table.index) == [0, 1]

@@ -83,9 +83,7 @@ def test_both_bootstraps_meet_the_same_resamples():
     values, names = rng.integers(0, 2, 101).astype(float), rng.integers(0, 37, 101)
     weighted = cluster_bootstrap(lambda w: w @ values / w.sum(axis=1), names, resamples=301)
     plain = cluster_bootstrap_mean(values, names, resamples=301)
-    assert [weighted.value, weighted.low, weighted.high] == pytest.approx(
-        [plain.value, plain.low, plain.high]
-    )
+    assert [weighted.value, weighted.low, weighted.high] == pytest.approx([plain.value, plain.low, plain.high])
 
 
 def test_draws_are_fixed():
@@ -95,9 +93,7 @@ def test_draws_are_fixed():
 
 
 def test_edge_cases_have_a_reason():
-    assert cluster_bootstrap_mean([], [], empty="no open items") == Estimate(
-        None, None, None, 0, 0, "no open items"
-    )
+    assert cluster_bootstrap_mean([], [], empty="no open items") == Estimate(None, None, None, 0, 0, "no open items")
     one = cluster_bootstrap_mean([1, 0], ["a", "a"])
     assert (one.value, one.low, one.high, one.n, one.clusters) == (0.5, None, None, 2, 1)
     assert one.to_json() == {

@@ -34,12 +34,8 @@ class ExpertLoraConfig(PeftConfig):
     """
 
     r: int = field(default=32, metadata={"help": "Total rank; every expert has rank r / num_experts."})
-    num_experts: int = field(
-        default=8, metadata={"help": "Number of experts N, also the number of segments."}
-    )
-    top_k: int = field(
-        default=2, metadata={"help": "Experts a token is routed to; only used by router 'topk'."}
-    )
+    num_experts: int = field(default=8, metadata={"help": "Number of experts N, also the number of segments."})
+    top_k: int = field(default=2, metadata={"help": "Experts a token is routed to; only used by router 'topk'."})
     init: str = field(
         default="spectral",
         metadata={
@@ -50,9 +46,7 @@ class ExpertLoraConfig(PeftConfig):
     )
     router: str = field(
         default="topk",
-        metadata={
-            "help": "'none' (all gates 1), 'softmax' (dense) or 'topk' (softmax over the k largest logits)."
-        },
+        metadata={"help": "'none' (all gates 1), 'softmax' (dense) or 'topk' (softmax over the k largest logits)."},
     )
     scaling: str = field(
         default="consistent",
@@ -64,36 +58,22 @@ class ExpertLoraConfig(PeftConfig):
     )
     eta: float = field(
         default=1.0,
-        metadata={
-            "help": "Learning rate of full fine-tuning over that of the adapter ('consistent' scaling)."
-        },
+        metadata={"help": "Learning rate of full fine-tuning over that of the adapter ('consistent' scaling)."},
     )
-    rho: float = field(
-        default=10.0, metadata={"help": "Damping: experts start at 1 / rho of their triplets."}
-    )
-    lora_alpha: float | None = field(
-        default=None, metadata={"help": "Used by scaling 'alpha'; None means 2 r."}
-    )
+    rho: float = field(default=10.0, metadata={"help": "Damping: experts start at 1 / rho of their triplets."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "Used by scaling 'alpha'; None means 2 r."})
     residual: bool = field(
         default=True,
-        metadata={
-            "help": "Take off the expected initial contribution of the experts (ignored by init 'zero')."
-        },
+        metadata={"help": "Take off the expected initial contribution of the experts (ignored by init 'zero')."},
     )
-    dropout: float = field(
-        default=0.0, metadata={"help": "Dropout on the experts' input, not on the router's."}
-    )
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the experts' input, not on the router's."})
     balance_coefficient: float = field(
         default=1e-3, metadata={"help": "What a training loop multiplies `balance_loss()` by."}
     )
-    seed: int = field(
-        default=0, metadata={"help": "Seed of the segment starts of init 'random', nothing else."}
-    )
+    seed: int = field(default=0, metadata={"help": "Seed of the segment starts of init 'random', nothing else."})
     target_modules: list[str] | set[str] | str | None = field(
         default=None,
-        metadata={
-            "help": "Names (suffixes), a regular expression (a string), or 'all-linear', as in peft's LoRA."
-        },
+        metadata={"help": "Names (suffixes), a regular expression (a string), or 'all-linear', as in peft's LoRA."},
     )
     exclude_modules: list[str] | set[str] | str | None = field(
         default=None, metadata={"help": "Names (suffixes) or a regular expression of modules to leave alone."}
@@ -139,9 +119,7 @@ class ExpertLoraConfig(PeftConfig):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{setting} must be a whole number of at least 1, got {value!r}")
         if self.r < self.num_experts:
-            raise ValueError(
-                f"r={self.r} leaves some of num_experts={self.num_experts} without a rank; r >= N"
-            )
+            raise ValueError(f"r={self.r} leaves some of num_experts={self.num_experts} without a rank; r >= N")
         if self.r % self.num_experts:
             raise ValueError(f"num_experts={self.num_experts} must divide r={self.r}")
         if self.router == "topk" and self.top_k > self.num_experts:
@@ -179,9 +157,7 @@ class ExpertLoraConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data; sets as sorted lists, so that equal configurations are equal bytes."""
-        return {
-            key: sorted(value) if isinstance(value, set) else value for key, value in asdict(self).items()
-        }
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in asdict(self).items()}
 
     # Not a field, hence neither saved nor copied by `dataclasses.replace`.
     _weights_follow = False

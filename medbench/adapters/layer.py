@@ -46,7 +46,7 @@ class RoutingLog:
     losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[type["RoutingLog"], tuple[()]]:
-        """Copies and pickles of a model start with an empty log: a loss holds a graph, which cannot be copied."""
+        """Copied and pickled models start with an empty log: a loss holds a graph, which cannot be copied."""
         return RoutingLog, ()
 
 
@@ -129,9 +129,7 @@ class ExpertLoraLayer(BaseTunerLayer):
         else:
             weight = self._base_weight() if self._unmerged_weight is None else self._unmerged_weight
             if tuple(weight.shape) != (self.out_features, self.in_features):
-                raise RequestError(
-                    f"init {config.init!r} needs a plain weight; this one is packed (quantised)"
-                )
+                raise RequestError(f"init {config.init!r} needs a plain weight; this one is packed (quantised)")
             h = min(weight.shape)
             if spec.width > h:
                 raise RequestError(
@@ -182,9 +180,7 @@ class ExpertLoraLayer(BaseTunerLayer):
             if new.dtype != old.dtype or new.device != old.device:
                 holder[adapter_name] = nn.Parameter(new, requires_grad=old.requires_grad)
 
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Only the device. peft's version also casts to the base's dtype, which would round stored float32
         # factors.
         self.place(adapter_name, device or self._base_weight().device, None)
@@ -267,9 +263,7 @@ class Linear(nn.Module, ExpertLoraLayer):
                 delta = merged_weight(self.tensors(adapter_name), self.expert_spec[adapter_name])
                 merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
             if safe_merge and not bool(torch.isfinite(merged).all()):
-                raise ValueError(
-                    f"merging adapter {adapter_name!r} into {self.name} gives values that are not finite"
-                )
+                raise ValueError(f"merging adapter {adapter_name!r} into {self.name} gives values that are not finite")
             if self._unmerged_weight is None:
                 self._unmerged_weight = weight.data
             weight.data = merged

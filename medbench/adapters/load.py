@@ -41,9 +41,7 @@ def load_adapter_strict(
     if not weights.is_file():
         pickled = sorted(path.name for path in folder.glob("adapter_model.*"))
         found = (
-            f"only {', '.join(pickled)}; pickled weights are not loaded, save them as safetensors"
-            if pickled
-            else ""
+            f"only {', '.join(pickled)}; pickled weights are not loaded, save them as safetensors" if pickled else ""
         )
         raise RequestError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}{': ' + found if found else ''}")
     stored = _stored_shapes(weights)

@@ -41,6 +41,4 @@ def register() -> None:
     """Register the method with peft; calling it again does nothing."""
     extend_str_enum(PeftType, PEFT_NAME.upper())
     if PeftType(PEFT_NAME.upper()) not in PEFT_TYPE_TO_TUNER_MAPPING:
-        register_peft_method(
-            name=PEFT_NAME, config_cls=ExpertLoraConfig, model_cls=ExpertLoraModel, prefix=PREFIX
-        )
+        register_peft_method(name=PEFT_NAME, config_cls=ExpertLoraConfig, model_cls=ExpertLoraModel, prefix=PREFIX)

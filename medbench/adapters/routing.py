@@ -50,9 +50,7 @@ def gates(logits: torch.Tensor, top_k: int, router: str) -> torch.Tensor:
     return precise.masked_fill(~chosen, float("-inf")).softmax(dim=-1)
 
 
-def balance_loss(
-    logits: torch.Tensor, chosen: torch.Tensor, token_mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def balance_loss(logits: torch.Tensor, chosen: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
     """Load-balancing loss of one layer, L_b = N sum_i f_i P_i (arXiv 2604.01310).
 
     f_i is the share of routed slots that expert i received (sums to 1, no gradient), P_i the mean over

@@ -51,9 +51,7 @@ def segment_starts(init: str, h: int, num_experts: int, d: int, seed: int = 0) -
         [0, 4, 8, 12]
     """
     if num_experts * d > h:
-        raise RequestError(
-            f"{num_experts} experts of rank {d} need {num_experts * d} singular values, there are {h}"
-        )
+        raise RequestError(f"{num_experts} experts of rank {d} need {num_experts * d} singular values, there are {h}")
     segment = h // num_experts
     experts = range(num_experts)
     if init == "spectral":
@@ -92,9 +90,7 @@ def segment_factors(weight: torch.Tensor, starts: Sequence[int], d: int) -> Segm
     """
     shape = tuple(weight.shape)
     if weight.ndim != 2 or not weight.is_floating_point():
-        raise RequestError(
-            f"cannot decompose a {weight.dtype} tensor of shape {shape}; a floating matrix is needed"
-        )
+        raise RequestError(f"cannot decompose a {weight.dtype} tensor of shape {shape}; a floating matrix is needed")
     h = min(shape)
     if len(starts) * d > h:
         raise RequestError(
@@ -102,9 +98,7 @@ def segment_factors(weight: torch.Tensor, starts: Sequence[int], d: int) -> Segm
             f"{shape[0]} x {shape[1]} has singular values ({h})"
         )
     if any(start < 0 or start + d > h for start in starts):
-        raise RequestError(
-            f"segments of {d} from {list(starts)} leave the {h} singular values of shape {shape}"
-        )
+        raise RequestError(f"segments of {d} from {list(starts)} leave the {h} singular values of shape {shape}")
     matrix = weight.detach()
     if matrix.device.type == "mps":
         matrix = matrix.cpu()

@@ -52,7 +52,9 @@ def adapter_config(method: MethodSpec, architecture: str, seed: int) -> Any:
     except TypeError as error:
         name = str(error).rpartition("argument ")[2].strip("'")
         fields = [*method.adapter, *_config_fields(method.tuner)]
-        raise RequestError(f"method {method.name}: unknown adapter setting {name!r}; {did_you_mean(name, fields)}") from error
+        raise RequestError(
+            f"method {method.name}: unknown adapter setting {name!r}; {did_you_mean(name, fields)}"
+        ) from error
     except ValueError as error:
         raise RequestError(f"method {method.name}: {error}") from error
 

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -110,7 +111,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 def build_config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """The model configuration of a given size; special token ids come from the tokenizer."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids: dict[str, Any] = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     half = size.head_dim // 2
     return Qwen2_5_VLConfig(
         text_config={
@@ -121,6 +122,8 @@ def build_config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLCo
             "num_attention_heads": size.heads,
             "num_key_value_heads": size.kv_heads,
             "max_position_embeddings": 2048,
+            # 1 / sqrt(width): a small frozen model keeps its signal, and tied embeddings give logits of order one.
+            "initializer_range": size.hidden**-0.5,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
@@ -136,6 +139,7 @@ def build_config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLCo
             "intermediate_size": size.vision_intermediate,
             "num_heads": size.vision_heads,
             "out_hidden_size": size.hidden,
+            "initializer_range": size.vision_hidden**-0.5,
             "window_size": 56,
             "fullatt_block_indexes": [i for i in range(size.vision_layers) if i % 2],
         },

@@ -22,4 +22,6 @@ def fetch_adapter(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["adapter_*.safetensors", "*.json"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise RequestError(f"--adapter {name}: no such folder, and the hub has it not ({type(error).__name__})") from error
+        raise RequestError(
+            f"--adapter {name}: no such folder, and the hub has it not ({type(error).__name__})"
+        ) from error

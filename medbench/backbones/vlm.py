@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from medbench.backbones.pixels import PixelCache
 from medbench.backbones.registry import Backbone, LayerTable, shipped_table, table_of, target_pattern
+from medbench.data.item import Item, load_image
 from medbench.errors import RequestError, WorkError
 
 Batch = dict[str, Any]
@@ -70,6 +72,17 @@ class Vlm:
         )
         return text
 
+    def load_image(self, item: Item) -> Any:
+        """An item's image for `prompt_batch`: decoded, or a placeholder for pixels that are remembered.
+
+        Raises:
+            BadItem: the file is missing, truncated or not an image.
+        """
+        cache = self.processor.image_processor
+        if isinstance(cache, PixelCache):
+            return cache.load(item.image.place, lambda: load_image(item))
+        return load_image(item)
+
     def image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """Tokens an image of each (height, width) takes; zeros where the processor cannot say (fixed-size models)."""
         count = getattr(self.processor, "_get_num_multimodal_tokens", None)
@@ -84,9 +97,7 @@ class Vlm:
             The processor's tensors: `input_ids` and `attention_mask` [B, T], pixel tensors, and what else the
             model's architecture wants.
         """
-        batch: Batch = dict(
-            self.processor(text=list(prompts), images=list(images), return_tensors="pt", padding=True)
-        )
+        batch: Batch = dict(self.processor(text=list(prompts), images=list(images), return_tensors="pt", padding=True))
         return batch
 
     def with_completions(self, batch: Batch, completions: Sequence[Sequence[int]]) -> Batch:
@@ -156,6 +167,8 @@ def load_vlm(
     if not getattr(processor, "chat_template", None):
         raise RequestError(f"backbone {backbone.name}: its processor has no chat template")
     _set_pixels(processor, processor_settings, backbone.name)
+    if PixelCache.fits(processor.image_processor):
+        processor.image_processor = PixelCache(processor.image_processor)
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -168,7 +181,9 @@ def _set_pixels(processor: Any, settings: dict[str, int], name: str) -> None:
     keys = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
     for setting, value in settings.items():
         if setting not in keys or not hasattr(image_processor, "merge_size"):
-            raise RequestError(f"--set processor.{setting}: backbone {name} has no such setting; known: {', '.join(keys)}")
+            raise RequestError(
+                f"--set processor.{setting}: backbone {name} has no such setting; known: {', '.join(keys)}"
+            )
         size = dict(image_processor.size)
         image_processor.size = {**size, keys[setting]: int(value)}
 

@@ -125,7 +125,7 @@ class GenerationSettings(_Strict):
     until: tuple[str, ...] = ()
     max_gen_toks: Annotated[int, Field(gt=0, le=4096)] = 32
     do_sample: Literal[False] = False
-    temperature: Literal[0, 0.0] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=0)] = 0.0
 
 
 class Metric(_Strict):

@@ -71,9 +71,7 @@ def check_images(
     if not usable:
         raise BadItem(f"task {task}: no item has a usable image; the first: {next(iter(problems.values()))}")
     skipped = tuple(
-        f"item {item.id}: {problems[item.image.key].partition(': ')[2]}"
-        for item in items
-        if item.image.key in problems
+        f"item {item.id}: {problems[item.image.key].partition(': ')[2]}" for item in items if item.image.key in problems
     )
     return Checked(usable, skipped, digest(sorted(found)), sizes)
 

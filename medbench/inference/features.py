@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from medbench.backbones.vlm import Batch, Vlm
+from medbench.data.item import Item
 
 _PLAIN = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
 
@@ -25,20 +26,31 @@ class ImageFeatures:
         self.vlm = vlm
         self.cached = vlm.accepts_features
         self.encoded = 0
+        self.tokens: dict[str, int] = {}
         self._features: dict[str, torch.Tensor] = {}
 
-    def encode(self, images: Mapping[str, Any], batch_size: int) -> None:
-        """Replaces what is held by the features of these images (key -> RGB PIL image)."""
-        self._features = {}
-        keys = sorted(images, key=lambda key: (images[key].size, key))
-        for start in range(0, len(keys), batch_size):
-            if not self.cached:
-                return
-            self._encode_batch(keys[start : start + batch_size], images)
+    def encode(self, items: Mapping[str, Item], batch_size: int) -> None:
+        """Replaces what is held by the features of these images (image key -> any item that asks about it).
 
-    def _encode_batch(self, keys: Sequence[str], images: Mapping[str, Any]) -> None:
+        Also counts each image's tokens (`tokens`), from the prompts' lengths.
+
+        Raises:
+            BadItem: an image cannot be read.
+        """
+        self._features, self.tokens = {}, {}
+        keys = list(items)
+        bare = len(self.vlm.completion_ids(self.vlm.chat("")))
+        for start in range(0, len(keys), batch_size):
+            chosen = keys[start : start + batch_size]
+            images = [self.vlm.load_image(items[key]) for key in chosen]
+            batch = self.vlm.prompt_batch([self.vlm.chat("")] * len(chosen), images)
+            lengths = (batch["attention_mask"].sum(1) - bare).tolist()
+            self.tokens.update(zip(chosen, lengths, strict=True))
+            if self.cached:
+                self._encode_batch(chosen, batch)
+
+    def _encode_batch(self, keys: Sequence[str], batch: Batch) -> None:
         encode = self.vlm.base.get_image_features
-        batch = self.vlm.prompt_batch([self.vlm.chat("")] * len(keys), [images[key] for key in keys])
         names = inspect.signature(encode).parameters
         given = {n: v.to(self.vlm.device) for n, v in batch.items() if n in names and isinstance(v, torch.Tensor)}
         output = encode(**given, return_dict=True)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from medbench.backbones.vlm import Vlm
+from medbench.backbones.vlm import Batch, Vlm
 from medbench.data.card import Card
-from medbench.data.item import Item, load_image
+from medbench.data.item import Item
 from medbench.inference.features import ImageFeatures
 from medbench.spec import Generation
 
@@ -74,32 +74,29 @@ class Predictor:
         Raises:
             BadItem: an image cannot be read.
         """
-        images = {}
+        by_image: dict[str, Item] = {}
         for item in items:
-            if item.image.key not in images:
-                images[item.image.key] = load_image(item)
-        self.features.encode(images, self.generation.batch_size)
+            by_image.setdefault(item.image.key, item)
+        self.features.encode(by_image, self.generation.batch_size)
         prompts = [self.vlm.chat(self.card.render_prompt(item)) for item in items]
-        keys = list(images)
-        tokens = dict(zip(keys, self.vlm.image_tokens([images[k].size[::-1] for k in keys]), strict=True))
         length = [
-            len(self.vlm.completion_ids(prompt)) + tokens[item.image.key]
+            len(self.vlm.completion_ids(prompt)) + self.features.tokens[item.image.key]
             for prompt, item in zip(prompts, items, strict=True)
         ]
         order = sorted(range(len(items)), key=lambda i: (-length[i], i))
         rows: dict[int, Prediction] = {}
         for batch in _batches(order, self.generation.batch_size):
             chosen = [items[i] for i in batch]
-            answers = self._answer(chosen, [prompts[i] for i in batch], images)
+            answers = self._answer(chosen, [prompts[i] for i in batch])
             rows.update(zip(batch, answers, strict=True))
             step(len(batch))
         return [rows[i] for i in range(len(items))]
 
-    def _answer(self, items: Sequence[Item], prompts: Sequence[str], images: dict[str, Any]) -> list[Prediction]:
+    def _answer(self, items: Sequence[Item], prompts: Sequence[str]) -> list[Prediction]:
         from transformers import LogitsProcessorList
 
         keys = [item.image.key for item in items]
-        batch = self.vlm.prompt_batch(prompts, [images[key] for key in keys])
+        batch = self._batch(items, prompts)
         first = _FirstLogits()
         generated = self.vlm.model.generate(
             **self.features.inputs(batch, keys),
@@ -108,7 +105,7 @@ class Predictor:
         )
         new = generated[:, batch["input_ids"].shape[1] :]
         texts = self.vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        scores = self._loglikelihoods(items, prompts, images, first.logprobs)
+        scores = self._loglikelihoods(items, prompts, first.logprobs)
         return [
             {
                 "id": item.id,
@@ -119,17 +116,17 @@ class Predictor:
             for item, text, score in zip(items, texts, scores, strict=True)
         ]
 
-    def _loglikelihoods(
-        self, items: Sequence[Item], prompts: Sequence[str], images: dict[str, Any], first: torch.Tensor
-    ) -> list[list[float]]:
-        """log p(candidate | prompt) for each item's candidates, end token not counted (as lm-eval does).
+    def _batch(self, items: Sequence[Item], prompts: Sequence[str]) -> Batch:
+        return self.vlm.prompt_batch(prompts, [self.vlm.load_image(item) for item in items])
+
+    def _loglikelihoods(self, items: Sequence[Item], prompts: Sequence[str], first: torch.Tensor) -> list[list[float]]:
+        """Log p(candidate | prompt) for each item's candidates, end token not counted (as lm-eval does).
 
         The first token's comes with the generation; only candidates of several tokens need a forward of their own.
 
         Args:
             items: of one batch.
             prompts: their chat texts.
-            images: decoded, by key.
             first: log-probabilities of the first generated token, [B, V].
         """
         scores = [[0.0] * len(item.candidates) for item in items]
@@ -143,7 +140,7 @@ class Predictor:
                     longer.append((row, column, ids))
         for batch in _batches(longer, self.generation.batch_size):
             keys = [items[row].image.key for row, _, _ in batch]
-            prompt = self.vlm.prompt_batch([prompts[row] for row, _, _ in batch], [images[key] for key in keys])
+            prompt = self._batch([items[row] for row, _, _ in batch], [prompts[row] for row, _, _ in batch])
             inputs = self.features.inputs(self.vlm.with_completions(prompt, [ids for _, _, ids in batch]), keys)
             labels = inputs.pop("labels")
             width = max(len(ids) for _, _, ids in batch)

@@ -122,7 +122,8 @@ def run_folders(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         RequestError: a path does not exist.
     """
-    complete, incomplete = [], []
+    complete: list[Path] = []
+    incomplete: list[Path] = []
     for path in paths:
         if not path.is_dir():
             raise RequestError(f"{path}: no such folder")

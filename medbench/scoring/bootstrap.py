@@ -54,9 +54,7 @@ class Estimate:
             >>> Estimate(None, None, None, 0, 0, "no open items").to_json()["reason"]
             'no open items'
         """
-        entry: dict[str, Any] = {
-            name: getattr(self, name) for name in ("value", "low", "high", "n", "clusters")
-        }
+        entry: dict[str, Any] = {name: getattr(self, name) for name in ("value", "low", "high", "n", "clusters")}
         if self.reason is not None:
             entry["reason"] = self.reason
         if self.left_out:
@@ -108,10 +106,7 @@ def cluster_bootstrap_mean(
     value = float(sums.sum() / sizes.sum())
     if count < 2 or not resamples:
         return Estimate(value, None, None, len(numbers), count, ONE_CLUSTER if count < 2 else NO_RESAMPLES)
-    drawn = [
-        sums[picked].sum(axis=1) / sizes[picked].sum(axis=1)
-        for picked in _draws(count, resamples, count, seed)
-    ]
+    drawn = [sums[picked].sum(axis=1) / sizes[picked].sum(axis=1) for picked in _draws(count, resamples, count, seed)]
     low, high = _percentiles(np.concatenate(drawn), level)
     return Estimate(value, low, high, len(numbers), count)
 

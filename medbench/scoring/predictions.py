@@ -26,7 +26,9 @@ def gold_table(task: str, items: Sequence[Item], predictions: pd.DataFrame) -> p
     """
     for column in COLUMNS:
         if column not in predictions:
-            raise RequestError(f"task {task}: predictions need a column {column!r}; there are {', '.join(predictions)}")
+            raise RequestError(
+                f"task {task}: predictions need a column {column!r}; there are {', '.join(map(str, predictions.columns))}"
+            )
     known = {item.id: item for item in items}
     ids = [str(value) for value in predictions["id"]]
     unknown, missing = set(ids) - known.keys(), known.keys() - set(ids)

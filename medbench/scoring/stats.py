@@ -172,8 +172,6 @@ def _aligned(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         for column in ("cluster", "type", "profile"):
             differ = int((ordered[column].to_numpy() != first[column].to_numpy()).sum())
             if differ:
-                raise WorkError(
-                    f"seeds 1 and {number} differ in the {column} of {differ} of {len(first)} items"
-                )
+                raise WorkError(f"seeds 1 and {number} differ in the {column} of {differ} of {len(first)} items")
         aligned.append(ordered)
     return aligned

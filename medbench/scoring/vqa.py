@@ -95,9 +95,7 @@ def parse_probabilities(item_id: object, given: object) -> dict[str, float] | No
     for candidate, value in given.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not isinstance(candidate, str) or not number or not 0 <= value <= 1:
-            raise RequestError(
-                f"item {item_id!r}: probability of {candidate!r} must be in [0, 1], got {value!r}"
-            )
+            raise RequestError(f"item {item_id!r}: probability of {candidate!r} must be in [0, 1], got {value!r}")
     total = math.fsum(given.values())
     if given and abs(total - 1) > 0.01:
         raise RequestError(f"item {item_id!r}: probabilities must add up to 1, got {total:.4g}")

@@ -76,9 +76,7 @@ def ece_statistic(confidence: ArrayLike, correct: ArrayLike, bins: int = ECE_BIN
     sure = np.asarray(confidence, dtype=np.float64)
     edges = np.linspace(0, 1, bins + 1)[1:-1]
     gap = np.zeros((len(sure), bins))
-    gap[np.arange(len(sure)), np.searchsorted(edges, sure, side="left")] = (
-        np.asarray(correct, dtype=np.float64) - sure
-    )
+    gap[np.arange(len(sure)), np.searchsorted(edges, sure, side="left")] = np.asarray(correct, dtype=np.float64) - sure
 
     def statistic(weights: Array) -> Array:
         total = weights.sum(axis=1)

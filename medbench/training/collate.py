@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medbench.backbones.vlm import Batch, Vlm
 from medbench.data.card import Card
-from medbench.data.item import Item, load_image
+from medbench.data.item import Item
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,6 @@ class Collator:
 
     def __call__(self, batch: Sequence[Example]) -> Batch:
         """A left-padded training batch."""
-        images = [load_image(example.item) for example in batch]
+        images = [self.vlm.load_image(example.item) for example in batch]
         prompts = self.vlm.prompt_batch([example.prompt for example in batch], images)
         return self.vlm.with_completions(prompts, [example.target for example in batch])

@@ -94,7 +94,7 @@ def fit_stage(
         model=vlm.model,
         args=arguments,
         data_collator=Collator(vlm),
-        train_dataset=[everything[i] for i in order.ravel()],  # type: ignore[arg-type]
+        train_dataset=[everything[i] for i in order.ravel()],
         balance=balance,
         keeps_logits="logits_to_keep" in inspect.signature(vlm.base.forward).parameters,
     )

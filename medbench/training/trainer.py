@@ -70,7 +70,7 @@ class StageTrainer(Trainer):
         )
         world = self.accelerator.num_processes
         loss = summed * world / num_items_in_batch
-        tuner = getattr(self.accelerator.unwrap_model(model), "base_model", None)
+        tuner: Any = getattr(self.accelerator.unwrap_model(model), "base_model", None)
         if self.balance and hasattr(tuner, "balance_loss"):
             accumulation = getattr(self, "current_gradient_accumulation_steps", 1)
             loss = loss + self.balance * tuner.balance_loss() / accumulation
@@ -96,11 +96,7 @@ class StageTrainer(Trainer):
 def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
     # Frozen factors of an adapter belong to its checkpoint: they are stored, never computed again.
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)
-    return {
-        name: p
-        for name, p in model.named_parameters()
-        if p.requires_grad or (prefix and f".{prefix}" in name)
-    }
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or (prefix and f".{prefix}" in name)}
 
 
 def save_trained(model: Any, path: Path) -> None:

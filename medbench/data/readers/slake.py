@@ -22,6 +22,4 @@ def find(folder: Path, options: Mapping[str, Any]) -> str | None:
 
 def rows(folder: Path, options: Mapping[str, Any], split: str) -> list[Row]:
     """The rows of a split in the wanted language, in the file's order."""
-    return rows_of(
-        folder / FILES[split], folder / "imgs", "img_name", lambda r: r.get("q_lang") == options["language"]
-    )
+    return rows_of(folder / FILES[split], folder / "imgs", "img_name", lambda r: r.get("q_lang") == options["language"])

@@ -1,0 +1,74 @@
+"""Remembers preprocessed images, within a bound, so that an image asked about ten times is decoded and resized once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+#: Bytes of preprocessed pixels that are kept; the least recently used go first.
+CAPACITY = 256 * 2**20
+
+
+class PixelCache:
+    """Stands in for a processor's `image_processor`; what it is not asked to remember, and all attributes, pass through.
+
+    Images are recognised by the key that `load` ties to them. For a remembered key `load` does not even decode: it
+    hands out a one-pixel placeholder that stands for the key.
+    """
+
+    def __init__(self, inner: Any, capacity: int = CAPACITY):
+        """Args: the image processor; bytes to keep."""
+        self.inner = inner
+        self.capacity = capacity
+        self.held = 0
+        self._kept: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
+
+    @staticmethod
+    def fits(inner: Any) -> bool:
+        """Whether an image's tensors do not depend on the other images of a batch, so that they may be remembered."""
+        found = inner([Image.new("RGB", (80, 60))], return_tensors="pt")
+        grid = set(found) == {"pixel_values", "image_grid_thw"}
+        plain = set(found) == {"pixel_values"} and found["pixel_values"].ndim == 4
+        return grid or plain
+
+    def load(self, key: str, decode: Callable[[], Image.Image]) -> Image.Image:
+        """The image of a key: decoded, or a placeholder when its pixels are remembered."""
+        image = Image.new("RGB", (1, 1)) if key in self._kept else decode()
+        image.info["medbench_key"] = key
+        return image
+
+    def __call__(self, images: Any, **kwargs: Any) -> Any:
+        """As the image processor; the tensors of several images are joined along the first axis."""
+        flat = [image for entry in images for image in (entry if isinstance(entry, list | tuple) else [entry])]
+        keys = [image.info.get("medbench_key") for image in flat]
+        if any(key is None for key in keys):
+            return self.inner(images, **kwargs)
+        found = [self._tensors(key, image, kwargs) for key, image in zip(keys, flat, strict=True)]
+        from transformers import BatchFeature
+
+        return BatchFeature({name: torch.cat([entry[name] for entry in found]) for name in found[0]})
+
+    def _tensors(self, key: str, image: Image.Image, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        made = dict(self.inner([image], **{**kwargs, "return_tensors": "pt"}))
+        self._kept[key] = made
+        self.held += _bytes(made)
+        # Never the entry just made: a batch larger than the bound still finds its own images.
+        while self.held > self.capacity and len(self._kept) > 1:
+            self.held -= _bytes(self._kept.popitem(last=False)[1])
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # while unpickling
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
