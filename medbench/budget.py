@@ -98,7 +98,10 @@ def _positive(value: float, text: str) -> float:
 
 def step_of(tuner: str, adapter: Mapping[str, Any]) -> int:
     """A method's ranks are the multiples of this: N for experts, 1 otherwise."""
-    return int(adapter.get("num_experts", 1)) if tuner == "expert_lora" else 1
+    experts = adapter.get("num_experts", 1) if tuner == "expert_lora" else 1
+    if not isinstance(experts, int) or experts < 1:
+        raise RequestError(f"adapter.num_experts={experts!r}: must be a whole number of at least 1")
+    return experts
 
 
 def count_parameters(tuner: str, adapter: Mapping[str, Any], rank: int, table: LayerTable) -> int:
@@ -135,6 +138,8 @@ def allocate(
         return Allocation(None, count_parameters(method.tuner, {}, 0, table), None, False)
     step, largest = step_of(method.tuner, recipe.adapter), table.smallest_side
     largest -= largest % step
+    if largest < step:
+        raise RequestError(f"method {method.name}: {step} experts need a layer side of {step}, the smallest has less")
 
     def count(rank: int) -> int:
         return count_parameters(method.tuner, recipe.adapter, rank, table)

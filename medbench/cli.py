@@ -135,7 +135,7 @@ def run(
     if dry_run:
         from medbench.preview import preview, preview_text
 
-        rows = [preview(spec, plan.cards, root) for spec in plan.specs]
+        rows = [preview(spec, plan, root) for spec in plan.specs]
         _print_json({"plan": rows}) if as_json else print(preview_text(rows))
         return
     if plan.backbone.scale == "nano" and not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,21 @@ from medbench.errors import RequestError, did_you_mean
 
 #: Which recipe part holds for a backbone: its catalogue entry names one of these.
 Scale = Literal["nano", "vlm"]
+
+
+#: The adapter settings of each tuner (a test compares them with the configurations themselves). `targets` is
+#: `language`, `vision`, `language+vision` or a regex; `alpha_over_r` is lora_alpha / r.
+ADAPTER_FIELDS: dict[str, frozenset[str]] = {
+    "none": frozenset(),
+    "full": frozenset(),
+    "lora": frozenset({"targets", "alpha_over_r", "dropout", "use_rslora", "use_dora", "init_lora_weights"}),
+    "expert_lora": frozenset(
+        {
+            *("targets", "num_experts", "top_k", "init", "router", "scaling", "scaling_rank", "eta", "rho"),
+            *("lora_alpha", "residual", "dropout", "balance_coefficient"),
+        }
+    ),
+}
 
 
 class Training(BaseModel):
@@ -80,6 +96,9 @@ class Method(BaseModel):
         for part in (self.adapter, *(recipe.adapter for recipe in self.scales.values())):
             if "r" in part:
                 raise ValueError("adapter.r comes from the budget; remove it")
+            for name in part.keys() - ADAPTER_FIELDS[self.tuner]:
+                known = ADAPTER_FIELDS[self.tuner]
+                raise ValueError(f"adapter.{name} is no setting of tuner {self.tuner}; {did_you_mean(name, known)}")
         return self
 
     @classmethod
@@ -98,17 +117,38 @@ class Method(BaseModel):
         return Recipe(adapter={**self.adapter, **over.adapter}, training={**self.training, **over.training})
 
 
-def apply_settings(recipe: Recipe, settings: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """Applies `--set` pairs (`adapter.x=...`, `training.x=...`); what is neither is handed back by its first word.
+def check_settings(methods: Sequence[Method], settings: Mapping[str, Any]) -> None:
+    """Refuses an `adapter.x` setting that none of the methods has.
+
+    Raises:
+        RequestError: names the setting, with near matches.
+    """
+    known = frozenset[str]().union(*(ADAPTER_FIELDS[method.tuner] for method in methods))
+    for key in settings:
+        part, _, name = key.partition(".")
+        if part == "adapter" and name not in known:
+            names = ", ".join(method.name for method in methods)
+            raise RequestError(f"--set {key}: no setting of {names}; {did_you_mean(name, known)}")
+
+
+def apply_settings(method: Method, scale: Scale, settings: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """A method's recipe at a scale with `--set` pairs (`adapter.x=...`, `training.x=...`) applied.
+
+    Adapter settings that this method does not have are left to the others of the request (`check_settings`).
+
+    Returns:
+        The recipe, and the pairs that are neither.
 
     Raises:
         RequestError: a training field that does not exist (with near matches), or a bad value.
     """
+    recipe = method.at(scale)
     adapter, training, rest = dict(recipe.adapter), dict(recipe.training), {}
     for key, value in settings.items():
         part, _, name = key.partition(".")
-        if part == "adapter" and name:
-            adapter[name] = value
+        if part == "adapter":
+            if name in ADAPTER_FIELDS[method.tuner]:
+                adapter[name] = value
         elif part == "training" and name:
             if name not in Training.model_fields:
                 raise RequestError(f"--set {key}: unknown; {did_you_mean(name, Training.model_fields)}")
@@ -117,5 +157,5 @@ def apply_settings(recipe: Recipe, settings: dict[str, Any]) -> tuple[Recipe, di
             rest[key] = value
     if "batch_size" in training and "micro_batch_size" not in training:
         training["micro_batch_size"] = training["batch_size"]
-    validated(Training, training, Path("--set"))
+    validated(Training, training, Path("--set training"))
     return Recipe(adapter=adapter, training=training), rest

@@ -1,5 +1,6 @@
-"""From a request to RunSpecs: names resolved, the budget turned into a rank, settings applied. Without torch for
-the backbones of the registry.
+"""From a request to RunSpecs: names resolved, the budget turned into a rank, settings applied.
+
+For the backbones of the registry this needs no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from medbench.data.card import Card, validated
 from medbench.data.load import OnBadItem, load_items, published_splits
 from medbench.errors import RequestError, did_you_mean
 from medbench.files import folder_digest, read_json
-from medbench.methods import Method, Recipe, Training, apply_settings
+from medbench.methods import Method, Recipe, Training, apply_settings, check_settings
 from medbench.spec import (
     BackboneSpec,
     BudgetSpec,
@@ -112,8 +113,9 @@ def resolve(request: Request, catalog: Catalog) -> Plan:
         adapter = adapter_folder(request.adapter)
         return Plan([_of_adapter(request, backbone, tests, adapter)], cards, backbone, adapter)
     specs: dict[str, RunSpec] = {}
-    for name in request.methods:
-        method = catalog.method(name)
+    methods = [catalog.method(name) for name in request.methods]
+    check_settings(methods, request.settings)
+    for method in methods:
         for seed in request.seeds if method.tuner != "none" else (0,):
             spec = _resolve_one(request, catalog, backbone, method, stages, tests, seed)
             specs[spec.identity] = spec
@@ -135,7 +137,7 @@ def _resolve_one(
     tests: tuple[DataSpec, ...],
     seed: int,
 ) -> RunSpec:
-    recipe, rest = apply_settings(method.at(backbone.scale), request.settings)
+    recipe, rest = apply_settings(method, backbone.scale, request.settings)
     generation, processor, mixture = _other_settings(rest, request, [card.name for stage in trained for card in stage])
     adapter, budget = _budgeted(request, catalog, backbone, method, recipe)
     stages: tuple[Stage, ...] = ()
@@ -176,9 +178,6 @@ def _budgeted(
     targets = str(recipe.adapter.get("targets", "language"))
     table = table_for(backbone, targets)
     if method.tuner in ("none", "full"):
-        unknown = next((key for key in request.settings if key.startswith("adapter.")), None)
-        if unknown and len(request.methods) == 1:
-            raise RequestError(f"--set {unknown}: method {method.name} has no adapter")
         whole = allocate(method, recipe, Budget("paper"), table, lambda name: (method, recipe))
         return {}, BudgetSpec("", whole.trainable)
     budget = parse_budget(request.budget, backbone.default_rank)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medbench.backbones.registry import get_backbone
-from medbench.data.card import Card
+from medbench.backbones.registry import Backbone
 from medbench.data.load import limited, load_items
 from medbench.listing import text_table
-from medbench.plan import table_for
+from medbench.plan import Plan, table_for
+from medbench.run import check_adapter
 from medbench.spec import DataSpec, RunSpec
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -21,15 +21,16 @@ _TOKENS = {"nano": 64, "vlm": 768}
 _ACTIVATIONS = 2.0
 
 
-def preview(spec: RunSpec, cards: Mapping[str, Card], data_root: Path | None) -> dict[str, Any]:
+def preview(spec: RunSpec, plan: Plan, data_root: Path | None) -> dict[str, Any]:
     """The plan of a run; reads the questions (for exact counts), but no image and no weights.
 
     Raises:
-        RequestError: the data is not there.
+        RequestError: the data is not there, or the tuner refuses its settings.
     """
+    check_adapter(spec)
 
     def count(data: DataSpec) -> int:
-        items = load_items(cards[data.task], data.split, data_root, spec.on_bad_item).items
+        items = load_items(plan.cards[data.task], data.split, data_root, spec.on_bad_item).items
         return len(limited(items, data.limit, data.split))
 
     stages = []
@@ -51,13 +52,12 @@ def preview(spec: RunSpec, cards: Mapping[str, Card], data_root: Path | None) ->
         "budget_distance": spec.budget.distance,
         "stages": stages,
         "test_items": {test.task: count(test) for test in spec.tests},
-        "memory_estimate_bytes": memory_estimate(spec),
+        "memory_estimate_bytes": memory_estimate(spec, plan.backbone),
     }
 
 
-def memory_estimate(spec: RunSpec) -> int:
+def memory_estimate(spec: RunSpec, backbone: Backbone) -> int:
     """Bytes of weights, gradients, AdamW's two moments and activations of one forward and backward. An estimate."""
-    backbone = get_backbone(spec.backbone.name)
     table = table_for(backbone, str(spec.method.adapter.get("targets", "language")))
     unit = _BYTES[spec.dtype]
     trainable = spec.budget.trainable

@@ -1,5 +1,7 @@
-"""One run, top to bottom: check data -> fit -> predict -> score and record. Each arrow leaves its artefact in the
-run's folder, written atomically; an arrow whose artefact is there, made from the same inputs, is not done again.
+"""One run, top to bottom: check data -> fit -> predict -> score and record.
+
+Each arrow leaves its artefact in the run's folder, written atomically; an arrow whose artefact is there, made from
+the same inputs, is not done again.
 """
 
 from __future__ import annotations
@@ -103,15 +105,28 @@ def _tidy(folder: Path) -> None:
         (folder / f"{name}.json").unlink(missing_ok=True)
 
 
+def check_adapter(spec: RunSpec) -> None:
+    """Builds the configuration of a run's adapter, so that a wrong setting is known before anything is done.
+
+    Raises:
+        RequestError: the tuner refuses a setting.
+    """
+    if spec.method.tuner in ("lora", "expert_lora"):
+        from medbench.backbones.adapt import adapter_config
+
+        adapter_config(spec.method, "", spec.seed)
+
+
 def run_all(jobs: list[Job], announce: Callable[[str], None] = note) -> list[Path]:
     """Does several runs one after another; the first failure stops.
 
     Raises:
-        RequestError: a run that is not finished has no data; then no run is begun.
+        RequestError: a run that is not finished has no data or impossible settings; then none is begun.
         MedbenchError: see `run`.
     """
     for job in jobs:
         if not is_finished(job.folder):
+            check_adapter(job.spec)
             for card in job.cards.values():
                 locate_or_fetch(card, job.data_root)
     folders = []

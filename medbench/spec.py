@@ -1,7 +1,8 @@
 """RunSpec: what a run is. Frozen; the sha256 of its canonical JSON is the run's identity and its folder's name.
 
 Everything that can change a figure is in it. Where and with what it is computed (device, threads, data root, output
-folder) is not: that stands in the record.
+folder) is not: that stands in the record. A field that is added later must be left out of the JSON at its default, so
+that older runs keep their identity.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def check_data(job: Job, work: Workplace) -> Data:
     """Reads every split of the run and decodes every image once, before anything is computed.
 
     Raises:
-        BadItem: a bad row or image, with `on_bad_item` fail.
+        BadItemError: a bad row or image, with `on_bad_item` fail.
         WorkError: the data is not what the card says, or not what it was when the run began.
     """
     wanted = {(d.task, d.split): d for d in job.spec.tests}

@@ -8,7 +8,7 @@ from typing import Any
 
 from medbench.backbones.registry import target_pattern
 from medbench.backbones.vlm import Vlm
-from medbench.errors import RequestError, WorkError, did_you_mean
+from medbench.errors import RequestError, WorkError
 from medbench.files import write_json
 from medbench.spec import MethodSpec, RunSpec
 
@@ -49,22 +49,8 @@ def adapter_config(method: MethodSpec, architecture: str, seed: int) -> Any:
         from medbench.adapters import ExpertLoraConfig
 
         return ExpertLoraConfig(target_modules=pattern, seed=seed, **settings)
-    except TypeError as error:
-        name = str(error).rpartition("argument ")[2].strip("'")
-        fields = [*method.adapter, *_config_fields(method.tuner)]
-        raise RequestError(
-            f"method {method.name}: unknown adapter setting {name!r}; {did_you_mean(name, fields)}"
-        ) from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RequestError(f"method {method.name}: {error}") from error
-
-
-def _config_fields(tuner: str) -> list[str]:
-    from peft import LoraConfig
-
-    from medbench.adapters import ExpertLoraConfig
-
-    return list((LoraConfig if tuner == "lora" else ExpertLoraConfig).__dataclass_fields__)
 
 
 def save_adapted(vlm: Vlm, spec: RunSpec, folder: Path) -> None:

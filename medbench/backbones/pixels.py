@@ -14,7 +14,7 @@ CAPACITY = 256 * 2**20
 
 
 class PixelCache:
-    """Stands in for a processor's `image_processor`; what it is not asked to remember, and all attributes, pass through.
+    """Stands in for a processor's `image_processor`; what it is not asked to remember passes through.
 
     Images are recognised by the key that `load` ties to them. For a remembered key `load` does not even decode: it
     hands out a one-pixel placeholder that stands for the key.

@@ -121,7 +121,8 @@ def get_backbone(name: str) -> Backbone:
         if not (Path(name) / "config.json").exists():
             raise RequestError(f"backbone folder {name} has no config.json; expected a saved transformers model")
         source = str(Path(name).resolve())
-        return Backbone(name, "vlm", source, "vlm", 32, None, "a local folder", {})
+        # The folder's name, not its path: the weights' digest pins what it is, wherever it lies.
+        return Backbone(Path(source).name, "vlm", source, "vlm", 32, None, "a local folder", {})
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
         return Backbone(name, "vlm", name, "vlm", 32, None, "a hub model", {})
     raise RequestError(

@@ -76,7 +76,7 @@ class Vlm:
         """An item's image for `prompt_batch`: decoded, or a placeholder for pixels that are remembered.
 
         Raises:
-            BadItem: the file is missing, truncated or not an image.
+            BadItemError: the file is missing, truncated or not an image.
         """
         cache = self.processor.image_processor
         if isinstance(cache, PixelCache):

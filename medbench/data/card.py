@@ -188,10 +188,16 @@ class Card(_Strict):
 
     @property
     def digest(self) -> str:
-        """The sha256 over everything in the card that can change a figure (not licence, citation, prose)."""
+        """The sha256 over everything in the card that can change a figure (not licence, citation, prose).
+
+        Fields at their default are left out, so that a field added later does not change the digest of older cards.
+        """
         about = {"description", "licence", "access", "obtain", "citation", "confidence", "hub", "dataset"}
-        content = self.model_dump(mode="json", exclude={"metadata", "custom_dataset", "process_results"})
-        return digest(content | {"metadata": self.metadata.model_dump(mode="json", exclude=about)})
+        content = self.model_dump(
+            mode="json", exclude_defaults=True, exclude={"metadata", "custom_dataset", "process_results"}
+        )
+        metadata = self.metadata.model_dump(mode="json", exclude_defaults=True, exclude=about)
+        return digest(content | {"metadata": metadata})
 
     def render_prompt(self, item: Question) -> str:
         """The user's turn for an item, without the image placeholder (the image always comes first)."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from medbench.data.item import BadItem, ImageRef, Item, decode, reason
+from medbench.data.item import BadItemError, ImageRef, Item, decode, reason
 from medbench.data.load import OnBadItem
 from medbench.files import digest
 
@@ -46,7 +46,7 @@ def check_images(
         workers: decoding threads.
 
     Raises:
-        BadItem: a missing, truncated or broken image; names item and file.
+        BadItemError: a missing, truncated or broken image; names item and file.
     """
     images: dict[str, Item] = {}
     for item in items:
@@ -63,13 +63,13 @@ def check_images(
                 problems[key] = f"item {first.id}: image {first.image.place}: {result}"
                 if on_bad_item == "fail":
                     pool.shutdown(wait=False, cancel_futures=True)
-                    raise BadItem(f"task {task}: {problems[key]}; --on-bad-item skip leaves such items out")
+                    raise BadItemError(f"task {task}: {problems[key]}; --on-bad-item skip leaves such items out")
             else:
                 found.append((key, result[0]))
                 sizes[key] = result[1]
     usable = [item for item in items if item.image.key not in problems]
     if not usable:
-        raise BadItem(f"task {task}: no item has a usable image; the first: {next(iter(problems.values()))}")
+        raise BadItemError(f"task {task}: no item has a usable image; the first: {next(iter(problems.values()))}")
     skipped = tuple(
         f"item {item.id}: {problems[item.image.key].partition(': ')[2]}" for item in items if item.image.key in problems
     )

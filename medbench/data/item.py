@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class BadItem(WorkError):
+class BadItemError(WorkError):
     """An item that cannot be used: its id and file are in the message."""
 
 
@@ -89,12 +89,12 @@ def load_image(item: Item) -> Image:
     """Reads and decodes an item's image.
 
     Raises:
-        BadItem: the file is missing, truncated or not an image.
+        BadItemError: the file is missing, truncated or not an image.
     """
     try:
         return decode(item.image.read())
     except (OSError, ValueError, SyntaxError) as error:
-        raise BadItem(f"item {item.id}: image {item.image.place}: {reason(error)}") from error
+        raise BadItemError(f"item {item.id}: image {item.image.place}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:

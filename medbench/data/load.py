@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medbench.data.card import Card, ClosedRule
-from medbench.data.item import BadItem, Item
+from medbench.data.item import BadItemError, Item
 from medbench.data.readers import Row, get_reader
 from medbench.errors import RequestError, WorkError
 from medbench.files import digest
@@ -103,7 +103,7 @@ def load_items(
 
     Raises:
         RequestError: no such split, or no data.
-        BadItem: a row is wrong and `on_bad_item` is `fail`; names id, file and field.
+        BadItemError: a row is wrong and `on_bad_item` is `fail`; names id, file and field.
         WorkError: the data is not what the card says (count or digest).
     """
     if split not in published_splits(card):
@@ -185,7 +185,7 @@ def _apply(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple[lis
             error = f"item {row.id}: field {rule.name!r} is absent (the card's rule for closed questions needs it)"
         if error is not None or row.image is None:
             if on_bad_item == "fail":
-                raise BadItem(f"task {card.name}: {error}; --on-bad-item skip leaves such items out")
+                raise BadItemError(f"task {card.name}: {error}; --on-bad-item skip leaves such items out")
             skipped.append(str(error))
             continue
         seen.add(row.id)

@@ -35,7 +35,7 @@ class ImageFeatures:
         Also counts each image's tokens (`tokens`), from the prompts' lengths.
 
         Raises:
-            BadItem: an image cannot be read.
+            BadItemError: an image cannot be read.
         """
         self._features, self.tokens = {}, {}
         keys = list(items)

@@ -72,7 +72,7 @@ class Predictor:
             One row an item, in the order given: id, cluster, prediction, probabilities (JSON object or None).
 
         Raises:
-            BadItem: an image cannot be read.
+            BadItemError: an image cannot be read.
         """
         by_image: dict[str, Item] = {}
         for item in items:

@@ -26,9 +26,8 @@ def gold_table(task: str, items: Sequence[Item], predictions: pd.DataFrame) -> p
     """
     for column in COLUMNS:
         if column not in predictions:
-            raise RequestError(
-                f"task {task}: predictions need a column {column!r}; there are {', '.join(map(str, predictions.columns))}"
-            )
+            there = ", ".join(map(str, predictions.columns))
+            raise RequestError(f"task {task}: predictions need a column {column!r}; there are {there}")
     known = {item.id: item for item in items}
     ids = [str(value) for value in predictions["id"]]
     unknown, missing = set(ids) - known.keys(), known.keys() - set(ids)
