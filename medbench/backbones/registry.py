@@ -99,7 +99,14 @@ class Backbone:
         """What pins the weights: their sha256 for a folder, the hub id otherwise (the record keeps the commit)."""
         if not self.is_local:
             return f"hub:{self.source}"
-        names = ("*.safetensors", "config.json", "*.jinja", "tokenizer*.json", "*processor_config.json")
+        names = (
+            "*.safetensors",
+            "config.json",
+            "generation_config.json",
+            "*.jinja",
+            "tokenizer*.json",
+            "*processor_config.json",
+        )
         found = sorted({path for name in names for path in Path(self.source).glob(name)})
         return f"sha256:{digest([[path.name, file_digest(path)] for path in found])}"
 
