@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from medbench.errors import MedbenchError as MedbenchError
     from medbench.errors import RequestError as RequestError
     from medbench.errors import WorkError as WorkError
+    from medbench.job import Job as Job
     from medbench.methods import Method as Method
     from medbench.methods import Training as Training
     from medbench.plan import Request as Request
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from medbench.results.record import read_record as read_record
     from medbench.results.tables import build_table as build_table
     from medbench.results.tables import render as render
-    from medbench.run import Job as Job
     from medbench.run import run_all as run_all
     from medbench.scoring import score_pairs as score_pairs
     from medbench.scoring.stats import estimate_metrics as estimate_metrics
@@ -53,7 +53,7 @@ _PUBLIC = {
     "Card": "data.card",
     "Catalog": "catalog",
     "Item": "data.item",
-    "Job": "run",
+    "Job": "job",
     "MedbenchError": "errors",
     "Method": "methods",
     "Request": "plan",

@@ -108,8 +108,9 @@ def run(
 
     The same request twice does no work the second time; an interrupted one goes on from its last finished step.
     """
+    from medbench.job import Job
     from medbench.plan import Request, parse_settings, resolve
-    from medbench.run import Job, run_all
+    from medbench.run import run_all
 
     catalog = Catalog()
     root = data_root or catalog.settings.data_root

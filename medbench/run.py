@@ -9,55 +9,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from medbench.backbones.registry import Backbone
-from medbench.data.card import Card
 from medbench.data.load import locate_or_fetch
 from medbench.errors import WorkError
-from medbench.files import canonical_json, read_json, run_lock, write_json
+from medbench.files import canonical_json, run_lock
+from medbench.job import Job
 from medbench.progress import note
 from medbench.results.record import is_finished, write_record
 from medbench.spec import RunSpec
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run to be done.
-
-    Attributes:
-        spec: what.
-        cards: its tasks, by name.
-        backbone: its backbone.
-        folder: `<out>/<identity>`.
-        data_root: where local data lies.
-        device: `auto`, or as torch names it.
-        report_to: experiment trackers.
-        adapter: the folder of an adapter that was trained elsewhere (`--adapter`).
-        command: the request in words, for the record.
-    """
-
-    spec: RunSpec
-    cards: dict[str, Card]
-    backbone: Backbone
-    folder: Path
-    data_root: Path | None = None
-    device: str = "auto"
-    report_to: tuple[str, ...] = ()
-    adapter: Path | None = None
-    command: str = ""
-
-    def step(self, name: str) -> dict[str, Any] | None:
-        """What a finished step left (`data`, `fit`, `predict`), or None."""
-        path = self.folder / f"{name}.json"
-        return read_json(path) if path.exists() else None
-
-    def finish(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
-        """Marks a step as finished, after its artefact."""
-        write_json(self.folder / f"{name}.json", content)
-        return content
 
 
 def run(job: Job) -> Path:
@@ -69,6 +29,7 @@ def run(job: Job) -> Path:
         MedbenchError: see the steps; what was finished before stays and is not done again.
     """
     if is_finished(job.folder):
+        _tidy(job.folder)
         return job.folder
     # Imported here: a finished run, and everything that only reads runs, needs no torch.
     from medbench.steps import Workplace, check_data, fit, predict
@@ -78,6 +39,8 @@ def run(job: Job) -> Path:
         if work.is_first:
             _begin(job)
         work.wait()
+        if is_finished(job.folder):  # by another process, while this one waited for the lock
+            return job.folder
         data = check_data(job, work)
         if job.spec.stages and job.step("fit") is None:
             fit(job, work, data)

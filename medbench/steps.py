@@ -18,9 +18,9 @@ from medbench.data.load import limited, load_items
 from medbench.errors import RequestError, WorkError
 from medbench.files import folder_digest, publish_folder, write_parquet
 from medbench.inference.predict import Predictor, chunks
+from medbench.job import Data, Job
 from medbench.progress import progress_bar
 from medbench.results.environment import environment, peak_memory
-from medbench.run import Job
 from medbench.spec import DataSpec, Stage
 
 
@@ -70,18 +70,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|torch")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-@dataclass(frozen=True)
-class Data:
-    """The checked splits of a run, and what the record says about them."""
-
-    splits: dict[tuple[str, str], Checked]
-    about: dict[str, Any]
-
-    def items(self, spec: DataSpec) -> Checked:
-        """The items a spec names, limits applied."""
-        return self.splits[spec.task, spec.split]
 
 
 def check_data(job: Job, work: Workplace) -> Data:

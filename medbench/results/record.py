@@ -6,18 +6,15 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from medbench.errors import RequestError, WorkError
+from medbench.job import Data, Job
 from medbench.files import read_json, write_json, write_parquet
 from medbench.scoring.predictions import score_task
 from medbench.scoring.stats import estimate_metrics
-
-if TYPE_CHECKING:
-    from medbench.run import Job
-    from medbench.steps import Data
 
 #: Raised when the meaning of a record's field changes; records of another version are refused, never guessed at.
 RECORD_SCHEMA = 1

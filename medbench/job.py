@@ -1,0 +1,62 @@
+"""A run to be done, and the data it was found to have: what the steps hand to one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medbench.backbones.registry import Backbone
+from medbench.data.card import Card
+from medbench.data.check import Checked
+from medbench.files import read_json, write_json
+from medbench.spec import DataSpec, RunSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be done.
+
+    Attributes:
+        spec: what.
+        cards: its tasks, by name.
+        backbone: its backbone.
+        folder: `<out>/<identity>`.
+        data_root: where local data lies.
+        device: `auto`, or as torch names it.
+        report_to: experiment trackers.
+        adapter: the folder of an adapter that was trained elsewhere (`--adapter`).
+        command: the request in words, for the record.
+    """
+
+    spec: RunSpec
+    cards: dict[str, Card]
+    backbone: Backbone
+    folder: Path
+    data_root: Path | None = None
+    device: str = "auto"
+    report_to: tuple[str, ...] = ()
+    adapter: Path | None = None
+    command: str = ""
+
+    def step(self, name: str) -> dict[str, Any] | None:
+        """What a finished step left (`data`, `fit`, `predict`), or None."""
+        path = self.folder / f"{name}.json"
+        return read_json(path) if path.exists() else None
+
+    def finish(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Marks a step as finished, after its artefact."""
+        write_json(self.folder / f"{name}.json", content)
+        return content
+
+
+@dataclass(frozen=True)
+class Data:
+    """The checked splits of a run, and what the record says about them."""
+
+    splits: dict[tuple[str, str], Checked]
+    about: dict[str, Any]
+
+    def items(self, spec: DataSpec) -> Checked:
+        """The items a spec names, limits applied."""
+        return self.splits[spec.task, spec.split]
