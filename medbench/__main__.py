@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except OSError as error:  # the machine's, not the code's: a full disk, a folder that cannot be written
+        code = _complain(str(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,7 +1,7 @@
 """Budgets: how many parameters a method may train, routers included. Arithmetic only, without torch.
 
 Counts follow `paper/method.md`'s accounting, per adapted linear with m = out, n = in:
-LoRA r (m + n); routed experts r (m + n) + N n with r the total rank over N experts.
+LoRA r (m + n), DoRA + m; routed experts r (m + n) + N n with r the total rank over N experts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from medbench.methods import Method, Recipe
 #: With `like=`, a method takes the rank nearest to the budget and at most this much above it.
 TOLERANCE = 0.05
 DEFAULT_METHOD = "spectral_moe"
+#: The experts of a recipe that does not say: the default of the tuner's configuration (tested).
+DEFAULT_EXPERTS = 8
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -98,7 +100,7 @@ def _positive(value: float, text: str) -> float:
 
 def step_of(tuner: str, adapter: Mapping[str, Any]) -> int:
     """A method's ranks are the multiples of this: N for experts, 1 otherwise."""
-    experts = adapter.get("num_experts", 1) if tuner == "expert_lora" else 1
+    experts = adapter.get("num_experts", DEFAULT_EXPERTS) if tuner == "expert_lora" else 1
     if not isinstance(experts, int) or experts < 1:
         raise RequestError(f"adapter.num_experts={experts!r}: must be a whole number of at least 1")
     return experts
@@ -111,8 +113,12 @@ def count_parameters(tuner: str, adapter: Mapping[str, Any], rank: int, table: L
     if tuner == "full":
         return table.total
     routed = tuner == "expert_lora" and adapter.get("router", "topk") != "none"
-    experts = int(adapter.get("num_experts", 1)) if routed else 0
-    return sum(layer.count * (rank * (layer.out + layer.inp) + experts * layer.inp) for layer in table.layers)
+    experts = step_of(tuner, adapter) if routed else 0
+    magnitudes = 1 if tuner == "lora" and adapter.get("use_dora") else 0
+    return sum(
+        layer.count * (rank * (layer.out + layer.inp) + experts * layer.inp + magnitudes * layer.out)
+        for layer in table.layers
+    )
 
 
 def allocate(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import fnmatch
 import tomllib
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from importlib.resources import files
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,17 @@ def packaged(name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
+def _entry_folder(entry: EntryPoint) -> Path:
+    """The folder of the package that an entry point names; only its parents are imported."""
+    try:
+        spec = find_spec(entry.value)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise RequestError(f"entry point {entry.name} of {entry.group}: {entry.value!r} is not a package with cards")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
 class _Loader(yaml.SafeLoader):
     """YAML without code: `!function x.y` (which lm-eval executes) is read as the text `x.y`."""
 
@@ -58,6 +69,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f" line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "not valid"
         raise RequestError(f"{path}{where}: not YAML ({reason})") from error
+    except ValueError as error:  # a date or number that YAML's own constructors refuse (2024-13-45)
+        raise RequestError(f"{path}: not YAML ({error})") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
     return content
@@ -87,6 +100,12 @@ class Settings:
                     f"{path}: unknown setting {key!r}; {did_you_mean(key, ['data_root', 'tasks', 'methods'])}"
                 )
         root = content.get("data_root")
+        if not isinstance(root, str | None):
+            raise RequestError(f"{path}: data_root: should be text, is {root!r}")
+        for key in ("tasks", "methods"):
+            folders = content.get(key, [])
+            if not isinstance(folders, list) or not all(isinstance(p, str) for p in folders):
+                raise RequestError(f'{path}: {key}: should be a list of folders like ["cards"], is {folders!r}')
         return cls(
             data_root=folder / root if root else None,
             tasks=tuple(folder / p for p in content.get("tasks", ())),
@@ -105,7 +124,7 @@ class Catalog:
         found: dict[str, Path] = {}
         folders = list(getattr(self.settings, kind))
         for entry in entry_points(group=f"medbench.{kind}"):
-            folders.append(Path(str(files(entry.value))))
+            folders.append(_entry_folder(entry))
         folders.append(packaged(_FOLDERS[kind]))
         for folder in folders:
             if not folder.is_dir():
@@ -126,7 +145,7 @@ class Catalog:
 
     def task_names(self, pattern: str) -> list[str]:
         """The tasks that a name or a wildcard (`slake*`) stands for, in alphabetical order."""
-        if not any(sign in pattern for sign in "*?["):
+        if pattern.endswith((".yaml", ".yml")) or not any(sign in pattern for sign in "*?["):
             return [pattern]
         names = sorted(fnmatch.filter(self.paths("tasks"), pattern))
         if not names:

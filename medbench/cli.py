@@ -13,6 +13,7 @@ import typer
 from medbench import __version__
 from medbench.catalog import Catalog
 from medbench.errors import RequestError, did_you_mean
+from medbench.progress import speaks
 
 app = typer.Typer(
     name="medbench",
@@ -139,11 +140,7 @@ def run(
         rows = [preview(spec, plan, root) for spec in plan.specs]
         _print_json({"plan": rows}) if as_json else print(preview_text(rows))
         return
-    if plan.backbone.scale == "nano" and not as_json:
-        print(
-            f"backbone {plan.backbone.name}: {plan.backbone.description} The paper's is --backbone qwen2.5-vl-7b.",
-            file=sys.stderr,
-        )
+    about = f"backbone {plan.backbone.name}: {plan.backbone.description} The paper's is --backbone qwen2.5-vl-7b."
     jobs = [
         Job(
             spec,
@@ -158,8 +155,9 @@ def run(
         )
         for spec in plan.specs
     ]
-    folders = run_all(jobs)
-    _report(folders, as_json)
+    folders = run_all(jobs, heading=about if plan.backbone.scale == "nano" and not as_json else "")
+    if speaks():
+        _report(folders, as_json)
 
 
 def _report(folders: list[Path], as_json: bool) -> None:
@@ -185,8 +183,8 @@ def _seeds(text: str) -> list[int]:
         seeds = [int(part) for part in _split(text)]
     except ValueError as error:
         raise RequestError(f"--seeds {text!r}: expected whole numbers, for example 0,1,2") from error
-    if not seeds or min(seeds) < 0:
-        raise RequestError(f"--seeds {text!r}: expected numbers from 0, for example 0,1,2")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**32:  # what numpy takes
+        raise RequestError(f"--seeds {text!r}: expected numbers from 0 to 2**32 - 1, for example 0,1,2")
     return seeds
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from medbench.errors import WorkError
 
@@ -47,20 +48,22 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     Whoever reads `path` sees the old file or the new one, never a part. A failure (also a full disk) leaves
     nothing behind and is raised as a `WorkError` where the system refused the write.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        os.close(handle)
         write(temporary)
         temporary.chmod(0o644)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except OSError as error:
-        raise WorkError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,14 +113,20 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Holds a run folder for one process; the kernel lets go when that process dies, however it dies.
 
     Raises:
-        WorkError: another process holds it; the message says which.
+        WorkError: another process holds it (the message says which), or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
     lock, holder = FileLock(folder / ".lock"), folder / ".lock.holder"
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "another process"
+        try:
+            who = holder.read_text(encoding="utf-8").strip()
+        except OSError:  # not yet written, or already gone
+            who = "another process"
         raise WorkError(f"run {folder.name[:12]} is held by {who}; wait for it or stop it") from error
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")

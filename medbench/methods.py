@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ Scale = Literal["nano", "vlm"]
 ADAPTER_FIELDS: dict[str, frozenset[str]] = {
     "none": frozenset(),
     "full": frozenset(),
-    "lora": frozenset({"targets", "alpha_over_r", "dropout", "use_rslora", "use_dora", "init_lora_weights"}),
+    "lora": frozenset({"targets", "alpha_over_r", "dropout", "use_rslora", "use_dora"}),
     "expert_lora": frozenset(
         {
             *("targets", "num_experts", "top_k", "init", "router", "scaling", "scaling_rank", "eta", "rho"),
@@ -37,7 +38,7 @@ class Training(BaseModel):
     one forward pass sees.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -99,6 +100,9 @@ class Method(BaseModel):
             for name in part.keys() - ADAPTER_FIELDS[self.tuner]:
                 known = ADAPTER_FIELDS[self.tuner]
                 raise ValueError(f"adapter.{name} is no setting of tuner {self.tuner}; {did_you_mean(name, known)}")
+            for name, value in part.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"adapter.{name} is {value}; it must be finite")
         return self
 
     @classmethod
@@ -148,14 +152,18 @@ def apply_settings(method: Method, scale: Scale, settings: Mapping[str, Any]) ->
         part, _, name = key.partition(".")
         if part == "adapter":
             if name in ADAPTER_FIELDS[method.tuner]:
-                adapter[name] = value
+                # 10 for 10.0 is the same run, so it must be the same JSON.
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                adapter[name] = float(value) if whole and isinstance(adapter.get(name), float) else value
         elif part == "training" and name:
             if name not in Training.model_fields:
                 raise RequestError(f"--set {key}: unknown; {did_you_mean(name, Training.model_fields)}")
             training[name] = value
         else:
             rest[key] = value
-    if "batch_size" in training and "micro_batch_size" not in training:
-        training["micro_batch_size"] = training["batch_size"]
+    batch = training.get("batch_size")
+    if isinstance(batch, int) and batch > 0 and "training.micro_batch_size" not in settings:
+        # A batch size that was set alone: the micro batch follows, and never grows.
+        training["micro_batch_size"] = math.gcd(batch, int(training.get("micro_batch_size", batch)))
     validated(Training, training, Path("--set training"))
     return Recipe(adapter=adapter, training=training), rest

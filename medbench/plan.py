@@ -5,6 +5,7 @@ For the backbones of the registry this needs no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from medbench.data.card import Card, validated
 from medbench.data.load import OnBadItem, load_items, published_splits
 from medbench.errors import RequestError, did_you_mean
 from medbench.files import folder_digest, read_json
+from medbench.hub import ADAPTER_FILES, is_hub_id, snapshot
 from medbench.methods import Method, Recipe, Training, apply_settings, check_settings
 from medbench.spec import (
     BackboneSpec,
@@ -68,22 +70,20 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not sign or not key:
             raise RequestError(f"--set {pair!r}: expected key=value, for example training.lr=1e-4")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = _number(yaml.safe_load(text))
+        except (yaml.YAMLError, ValueError) as error:
             raise RequestError(f"--set {pair!r}: the value is not a YAML scalar") from error
-        if isinstance(value, str):
-            value = _number(value)
-        if isinstance(value, list | dict):
-            raise RequestError(f"--set {pair!r}: the value must be a scalar")
+        if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+            raise RequestError(f"--set {pair!r}: the value must be text or a finite number")
         settings[key.strip()] = value
     return settings
 
 
-def _number(text: str) -> str | float:
+def _number(value: Any) -> Any:
     try:
-        return float(text)  # YAML 1.1 reads 1e-4 as text
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-4 as text
     except ValueError:
-        return text
+        return value
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def resolve(request: Request, catalog: Catalog) -> Plan:
         RequestError: an unknown name, an impossible budget, a task that cannot be trained on, a bad setting.
     """
     backbone = get_backbone(request.backbone)
+    parse_budget(request.budget, backbone.default_rank)  # a bad one is refused whether a method uses it or not
     tested = _cards(request.tasks, catalog)
     if not tested:
         raise RequestError("no task given; use --tasks, for example --tasks vqa_rad,slake")
@@ -114,6 +115,8 @@ def resolve(request: Request, catalog: Catalog) -> Plan:
         return Plan([_of_adapter(request, backbone, tests, adapter)], cards, backbone, adapter)
     specs: dict[str, RunSpec] = {}
     methods = [catalog.method(name) for name in request.methods]
+    if not methods:
+        raise RequestError("no method given; use --method, for example --method spectral_moe,lora")
     check_settings(methods, request.settings)
     for method in methods:
         for seed in request.seeds if method.tuner != "none" else (0,):
@@ -208,9 +211,9 @@ def adapter_folder(name: str) -> Path:
         return folder / "adapter"
     if folder.is_dir():
         return folder
-    from medbench.backbones.hub import fetch_adapter
-
-    return fetch_adapter(name)
+    if not is_hub_id(name):
+        raise RequestError(f"--adapter {name}: neither a folder nor a hub id owner/name")
+    return snapshot(name, "model", ADAPTER_FILES)
 
 
 def _of_adapter(request: Request, backbone: Backbone, tests: tuple[DataSpec, ...], folder: Path) -> RunSpec:
@@ -270,7 +273,7 @@ def _other_settings(
         part, _, name = key.partition(".")
         if key == "generation.max_new_tokens" and isinstance(value, int) and value > 0:
             max_new_tokens = value
-        elif part == "processor" and name in ("min_pixels", "max_pixels") and isinstance(value, int):
+        elif part == "processor" and name in ("min_pixels", "max_pixels") and isinstance(value, int) and value > 0:
             processor[name] = value
         elif part == "mixture" and name in tasks and isinstance(value, int | float) and value > 0:
             mixture[name] = float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,13 @@ def progress_bar(title: str) -> Iterator[Advance]:
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
+def speaks() -> bool:
+    """Whether this process is the one that prints: the only one, or the first of those a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def note(text: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, from the process that speaks."""
+    if not speaks():
+        return
     print(text, file=sys.stderr, flush=True)

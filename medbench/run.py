@@ -36,6 +36,10 @@ def run(job: Job) -> Path:
 
     work = Workplace.of(job)
     with run_lock(job.folder) if work.is_first else nullcontext():
+        # Another process may have finished it between the first look and the lock.
+        work.wait()
+        if is_finished(job.folder):
+            return job.folder
         if work.is_first:
             _begin(job)
         work.wait()
@@ -61,11 +65,12 @@ def _begin(job: Job) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what only resuming needs: checkpoints with optimiser state, parts, step marks."""
-    for name in ("fit", "parts"):
+    """Removes what only resuming needs (checkpoints with optimiser state, parts, step marks) and broken writes."""
+    for name in ("fit", "parts", "adapter.tmp"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("data", "fit", "predict"):
-        (folder / f"{name}.json").unlink(missing_ok=True)
+    marks = [folder / f"{name}.json" for name in ("data", "fit", "predict")]
+    for path in (*marks, *folder.glob(".*.tmp"), folder / ".lock.holder"):
+        path.unlink(missing_ok=True)
 
 
 def check_adapter(spec: RunSpec) -> None:
@@ -80,18 +85,22 @@ def check_adapter(spec: RunSpec) -> None:
         adapter_config(spec.method, "", spec.seed)
 
 
-def run_all(jobs: list[Job], announce: Callable[[str], None] = note) -> list[Path]:
-    """Does several runs one after another; the first failure stops.
+def run_all(jobs: list[Job], announce: Callable[[str], None] = note, heading: str = "") -> list[Path]:
+    """Does several runs one after another; the first failure stops. `heading` is announced once all is checked.
 
     Raises:
-        RequestError: a run that is not finished has no data or impossible settings; then none is begun.
+        RequestError: a run that is not finished has no data, no backbone or impossible settings; then none is
+            begun.
         MedbenchError: see `run`.
     """
     for job in jobs:
         if not is_finished(job.folder):
             check_adapter(job.spec)
+            job.backbone.folder()
             for card in job.cards.values():
                 locate_or_fetch(card, job.data_root)
+    if heading:
+        announce(heading)
     folders = []
     for number, job in enumerate(jobs, start=1):
         name = f"[{number}/{len(jobs)}] {job.spec.method.name} seed {job.spec.seed}, run {job.folder.name[:12]}"

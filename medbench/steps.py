@@ -20,7 +20,7 @@ from medbench.files import folder_digest, publish_folder, write_parquet
 from medbench.inference.predict import Predictor, chunks
 from medbench.job import Data, Job
 from medbench.progress import progress_bar
-from medbench.results.environment import environment, peak_memory
+from medbench.results.environment import environment, peak_memory, reset_peak_memory
 from medbench.spec import DataSpec, Stage
 
 
@@ -121,6 +121,7 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
     from medbench.training.trainer import load_trained, save_trained
 
     spec = job.spec
+    reset_peak_memory(work.device)
     set_seed(spec.seed)
     full = spec.method.tuner == "full"
     # Weights that are trained stay float32; a frozen base is kept in the run's dtype.
@@ -229,6 +230,7 @@ def load_run_model(job: Job, work: Workplace) -> Vlm:
 def predict(job: Job, work: Workplace, data: Data) -> None:
     """Answers every test, chunk by chunk, and publishes `predictions.parquet`."""
     started = time.monotonic()
+    reset_peak_memory(work.device)
     vlm = load_run_model(job, work)
     parts: list[tuple[DataSpec, int, Path]] = []
     encoded, cached = 0, True

@@ -38,11 +38,11 @@ def adapter_config(method: MethodSpec, architecture: str, seed: int) -> Any:
         if method.tuner == "lora":
             from peft import LoraConfig
 
-            alpha = settings.pop("alpha_over_r") * settings["r"]
+            alpha = settings.pop("alpha_over_r", 2.0) * settings["r"]
             return LoraConfig(
                 r=settings.pop("r"),
                 lora_alpha=alpha,
-                lora_dropout=settings.pop("dropout"),
+                lora_dropout=settings.pop("dropout", 0.0),
                 target_modules=pattern,
                 **settings,
             )

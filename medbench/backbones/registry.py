@@ -16,6 +16,7 @@ import yaml
 
 from medbench.errors import RequestError, did_you_mean
 from medbench.files import digest, file_digest
+from medbench.hub import CONFIG_FILES, MODEL_FILES, is_hub_id, snapshot
 from medbench.methods import Scale
 
 DEFAULT_BACKBONE = "nano-vl"
@@ -95,6 +96,19 @@ class Backbone:
         """Whether the weights lie in a folder of this machine."""
         return Path(self.source).is_dir()
 
+    def folder(self, weights: bool = True) -> Path:
+        """The local folder of the model; from the hub if need be (then its name is the commit).
+
+        Args:
+            weights: whether the weights are wanted, or only configuration and processor.
+
+        Raises:
+            RequestError: the hub cannot be reached or refuses.
+        """
+        if self.is_local:
+            return Path(self.source)
+        return snapshot(self.source, "model", MODEL_FILES if weights else CONFIG_FILES)
+
     def identity(self) -> str:
         """What pins the weights: their sha256 for a folder, the hub id otherwise (the record keeps the commit)."""
         if not self.is_local:
@@ -130,7 +144,7 @@ def get_backbone(name: str) -> Backbone:
         source = str(Path(name).resolve())
         # The folder's name, not its path: the weights' digest pins what it is, wherever it lies.
         return Backbone(Path(source).name, "vlm", source, "vlm", 32, None, "a local folder", {})
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
+    if is_hub_id(name):
         return Backbone(name, "vlm", name, "vlm", 32, None, "a hub model", {})
     raise RequestError(
         f"unknown backbone {name!r}; {did_you_mean(name, backbone_names())} "
@@ -182,7 +196,7 @@ def target_pattern(architecture: str | None, targets: str) -> str:
 
 def shipped_table(backbone: Backbone, targets: str) -> LayerTable | None:
     """The shipped layer table of named target groups, or None when the model itself must be asked."""
-    parts = targets.split("+")
+    parts = list(dict.fromkeys(targets.split("+")))
     if not backbone.tables or not all(part in backbone.tables for part in parts):
         return None
     layers = tuple(layer for part in parts for layer in backbone.tables[part].layers)

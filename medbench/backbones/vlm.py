@@ -153,11 +153,12 @@ def load_vlm(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    source = str(weights or backbone.source)
+    own = backbone.folder()
+    source = str(weights or own)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            processor = AutoProcessor.from_pretrained(backbone.source, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(str(own), trust_remote_code=False)
             model = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
@@ -173,7 +174,7 @@ def load_vlm(
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     model.requires_grad_(False).eval().to(device)
-    return Vlm(model, processor, device, getattr(model.config, "_commit_hash", None))
+    return Vlm(model, processor, device, None if backbone.is_local else own.name)
 
 
 def _set_pixels(processor: Any, settings: dict[str, int], name: str) -> None:
@@ -208,7 +209,7 @@ def meta_model(backbone: Backbone) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        config = AutoConfig.from_pretrained(backbone.source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(backbone.folder(weights=False)), trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

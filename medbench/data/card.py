@@ -15,6 +15,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from medbench.data.layouts import check_layout
 from medbench.errors import RequestError
 from medbench.files import digest
 
@@ -118,6 +119,14 @@ class Metadata(_Strict):
             raise ValueError("a task needs a 'test' split")
         return value
 
+    @model_validator(mode="after")
+    def _known_layouts(self) -> Metadata:
+        for layout, options in self.layouts.items():
+            check_layout(layout, options, self.splits)
+        if self.hub is not None and self.hub.layout not in self.layouts:
+            raise ValueError(f"hub.layout {self.hub.layout!r} is none of layouts ({', '.join(self.layouts)})")
+        return self
+
 
 class GenerationSettings(_Strict):
     """lm-eval's generation settings; decoding is greedy."""
@@ -164,9 +173,9 @@ class Card(_Strict):
     @classmethod
     def _template(cls, value: str) -> str:
         try:
-            _template(value)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"not a Jinja template ({error})") from error
+            _template(value).render(question="question", answer="answer")
+        except Exception as error:  # a template may raise anything
+            raise ValueError(f"not a Jinja template of question and answer ({error})") from error
         return value
 
     @classmethod
@@ -231,5 +240,5 @@ def _template(source: str) -> jinja2.Template:
 def _render(source: str, item: Question) -> str:
     try:
         return _template(source).render(question=item.question, answer=item.answer)
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a template may raise anything
         raise RequestError(f"template {source!r}: {error}") from error

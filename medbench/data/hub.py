@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 from medbench.data.card import Card
 from medbench.data.readers import get_reader
 from medbench.errors import RequestError, WorkError
+from medbench.hub import snapshot
 
 
 def fetch(card: Card) -> Path:
@@ -17,19 +19,13 @@ def fetch(card: Card) -> Path:
     Raises:
         RequestError: the hub cannot be reached or refuses; the message says how to get the data by hand.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     hub = card.metadata.hub
     if hub is None:
         raise RequestError(f"task {card.name} is not on the hub: {card.metadata.obtain}")
     try:
-        folder = Path(snapshot_download(hub.id, repo_type="dataset", revision=hub.revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise RequestError(
-            f"task {card.name}: {hub.id} cannot be fetched from the hub ({type(error).__name__}); "
-            f"pass --data-root, or {card.metadata.obtain}"
-        ) from error
+        folder = snapshot(hub.id, "dataset", revision=hub.revision)
+    except RequestError as error:
+        raise RequestError(f"task {card.name}: {error}; pass --data-root, or {card.metadata.obtain}") from error
     for archive in sorted(folder.glob("*.zip")):
         unpack(archive, folder)
     problem = get_reader(hub.layout).find(folder, card.metadata.layouts[hub.layout])
@@ -62,6 +58,6 @@ def unpack(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with content.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # damaged, cut short, encrypted
         raise WorkError(f"{archive}: not a zip archive ({error})") from error
     marker.touch()

@@ -77,12 +77,15 @@ class Item:
 
 
 def decode(data: bytes) -> Image:
-    """Decodes an image to RGB, fully (a truncated file raises `OSError`)."""
+    """Decodes an image to RGB, fully (a truncated file raises `OSError`, an absurdly large one `ValueError`)."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-        return image.convert("RGB")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ValueError("far too many pixels for an image, or a damaged header") from error
 
 
 def load_image(item: Item) -> Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,16 +48,11 @@ class Predictor:
         self.vlm, self.card, self.generation = vlm, card, generation
         self.features = ImageFeatures(vlm)
         own = card.generation_kwargs
-        # Spelled out, because a hub model's own settings (repetition penalty, sampling) would fill what is unset.
+        ends = vlm.base.generation_config.eos_token_id
         self.config = GenerationConfig(
             max_new_tokens=generation.max_new_tokens or own.max_gen_toks,
             do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            eos_token_id=vlm.base.generation_config.eos_token_id,
+            eos_token_id=vlm.end_id if ends is None else ends,
             pad_token_id=vlm.processor.tokenizer.pad_token_id,
         )
 
@@ -98,11 +94,12 @@ class Predictor:
         keys = [item.image.key for item in items]
         batch = self._batch(items, prompts)
         first = _FirstLogits()
-        generated = self.vlm.model.generate(
-            **self.features.inputs(batch, keys),
-            generation_config=self.config,
-            logits_processor=LogitsProcessorList([first]),
-        )
+        with _settings(self.vlm.base, self.config):
+            generated = self.vlm.model.generate(
+                **self.features.inputs(batch, keys),
+                generation_config=self.config,
+                logits_processor=LogitsProcessorList([first]),
+            )
         new = generated[:, batch["input_ids"].shape[1] :]
         texts = self.vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         scores = self._loglikelihoods(items, prompts, first.logprobs)
@@ -152,6 +149,17 @@ class Predictor:
             for (row, column, _), total in zip(batch, totals.tolist(), strict=True):
                 scores[row][column] = total
         return scores
+
+
+@contextmanager
+def _settings(model: Any, config: Any) -> Iterator[None]:
+    # `generate` fills what a given config leaves unset from the model's own (repetition penalty, sampling, suppressed
+    # tokens, ...), so that one is put aside.
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _FirstLogits:

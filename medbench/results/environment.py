@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -53,12 +54,26 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def peak_memory(device: Any) -> dict[str, int]:
-    """Peak memory of this process so far, in bytes; on CUDA also the device's."""
+def reset_peak_memory(device: Any) -> None:
+    """Starts a new measurement of peak memory: one process may do several steps of several runs."""
     import torch
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    with contextlib.suppress(OSError):  # only Linux has this file; elsewhere the peak is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: Any) -> dict[str, int]:
+    """Peak resident memory of this process since `reset_peak_memory`, in bytes; on CUDA also the device's."""
+    import torch
+
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        process = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = {"process_bytes": process}
     if device.type == "cuda":
         peak["device_bytes"] = torch.cuda.max_memory_allocated(device)
     return peak

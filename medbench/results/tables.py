@@ -107,11 +107,12 @@ def build_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_METRICS)
     if not complete:
         where = ", ".join(map(str, paths))
         raise RequestError(f"no finished run in {where} ({len(incomplete)} incomplete)")
-    groups: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    groups: dict[str, dict[int, tuple[Path, dict[str, Any]]]] = {}
     for folder in complete:
         record = read_record(folder)
-        groups.setdefault(canonical_json(_without_seed(record["spec"])), []).append((folder, record))
-    rows = sorted((_row(group) for group in groups.values()), key=_order)
+        group = groups.setdefault(canonical_json(_without_seed(record["spec"])), {})
+        group.setdefault(record["seed"], (folder, record))  # a run named twice, or copied, counts once
+    rows = sorted((_row(list(group.values())) for group in groups.values()), key=_order)
     tasks = list(dict.fromkeys(cell.task for row in rows for cell in row.cells))
     columns = tuple(
         (task, metric) for task in tasks for metric in metrics if any(_shown(row, task, metric) for row in rows)
@@ -207,9 +208,22 @@ def render(table: Table, form: Format) -> str:
     text = tabulate(body, header, tablefmt=formats[form], disable_numparse=True)
     notes = _notes(table, seeds)
     if form == "html":
-        return text + "".join(f"\n<p>{note}</p>" for note in notes) + "\n"
+        return _page(text + "".join(f"\n<p>{note}</p>" for note in notes))
     sign = {"md": "", "latex": "% "}[form]
     return text + "\n\n" + "\n".join(sign + note for note in notes) + "\n"
+
+
+def _page(body: str) -> str:
+    """A page of its own, nothing fetched from elsewhere."""
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:80em;padding:0 1em;color:#222}"
+        "table{border-collapse:collapse;font-variant-numeric:tabular-nums}p{color:#555}"
+        "th,td{padding:.35em .8em;text-align:left;border-bottom:1px solid #ddd}th{border-bottom:2px solid #222}"
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>medbench</title>'
+        f"<style>{style}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
 
 
 def _notes(table: Table, seeds: int) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from medbench.backbones.vlm import Vlm
-from medbench.errors import RequestError
+from medbench.errors import RequestError, WorkError
 from medbench.methods import Training
 from medbench.training.collate import Collator, Example
 from medbench.training.order import stage_order
@@ -103,7 +103,18 @@ def fit_stage(
     checkpoint = last_checkpoint(folder) if arguments.should_save else None
     checkpoint = _same_everywhere(trainer, checkpoint)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise WorkError(
+            f"out of memory on {runtime.device} with micro_batch_size {training.micro_batch_size}; "
+            "try --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
+        ) from error
+    except RuntimeError as error:
+        # How torch.save says that a file cannot be written.
+        if not any(sign in str(error) for sign in ("inline_container", "PytorchStreamWriter")):
+            raise
+        raise WorkError(f"cannot write a checkpoint in {folder}: is the disk full?") from error
     vlm.model = trainer.accelerator.unwrap_model(trainer.model)
     vlm.model.eval()
     losses = [
