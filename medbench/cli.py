@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,7 +109,9 @@ def run(
     The same request twice does no work the second time; an interrupted one goes on from its last finished step.
     """
     from medbench.job import Job
-    from medbench.plan import Request, parse_settings, resolve
+    from medbench.methods import parse_settings
+    from medbench.plan import Request, resolve
+    from medbench.results.environment import command_words
     from medbench.run import run_all
 
     catalog = Catalog()
@@ -151,7 +152,7 @@ def run(
             device,
             tuple(_split(report_to)),
             plan.adapter,
-            _command(),
+            command_words(sys.argv[1:]),
         )
         for spec in plan.specs
     ]
@@ -192,22 +193,6 @@ def _choice(option: str, value: str, known: tuple[str, ...]) -> Any:
     if value not in known:
         raise RequestError(f"{option} {value!r}: {did_you_mean(value, known)}")
     return value
-
-
-def _command() -> str:
-    """The command in words, without the paths of this machine."""
-    words = ["medbench"]
-    hidden = {"--data-root": "DIR", "--out": "DIR"}
-    arguments = iter(sys.argv[1:])
-    for word in arguments:
-        name, sign, _ = word.partition("=")
-        if name in hidden:
-            words.append(f"{name} {hidden[name]}")
-            if not sign:
-                next(arguments, None)
-        else:
-            words.append(shlex.quote(word))
-    return " ".join(words)
 
 
 @app.command("list")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medbench.data.card import validated
@@ -119,6 +120,34 @@ class Method(BaseModel):
         """The recipe for one scale of backbone: the defaults with that scale's overrides."""
         over = self.scales.get(scale, Recipe())
         return Recipe(adapter={**self.adapter, **over.adapter}, training={**self.training, **over.training})
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parses `--set key=value` pairs; values are YAML scalars.
+
+    Raises:
+        RequestError: no `=`, or a value that is not a scalar.
+    """
+    settings = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key:
+            raise RequestError(f"--set {pair!r}: expected key=value, for example training.lr=1e-4")
+        try:
+            value = _number(yaml.safe_load(text))
+        except (yaml.YAMLError, ValueError) as error:
+            raise RequestError(f"--set {pair!r}: the value is not a YAML scalar") from error
+        if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+            raise RequestError(f"--set {pair!r}: the value must be text or a finite number")
+        settings[key.strip()] = value
+    return settings
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-4 as text
+    except ValueError:
+        return value
 
 
 def check_settings(methods: Sequence[Method], settings: Mapping[str, Any]) -> None:

@@ -5,13 +5,10 @@ For the backbones of the registry this needs no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from medbench.backbones.registry import Backbone, LayerTable, get_backbone, shipped_table
 from medbench.budget import Budget, allocate, parse_budget
@@ -56,34 +53,6 @@ class Request:
     on_bad_item: OnBadItem = "fail"
     adapter: str | None = None
     data_root: Path | None = None
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Parses `--set key=value` pairs; values are YAML scalars.
-
-    Raises:
-        RequestError: no `=`, or a value that is not a scalar.
-    """
-    settings = {}
-    for pair in pairs:
-        key, sign, text = pair.partition("=")
-        if not sign or not key:
-            raise RequestError(f"--set {pair!r}: expected key=value, for example training.lr=1e-4")
-        try:
-            value = _number(yaml.safe_load(text))
-        except (yaml.YAMLError, ValueError) as error:
-            raise RequestError(f"--set {pair!r}: the value is not a YAML scalar") from error
-        if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
-            raise RequestError(f"--set {pair!r}: the value must be text or a finite number")
-        settings[key.strip()] = value
-    return settings
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-4 as text
-    except ValueError:
-        return value
 
 
 @dataclass(frozen=True)
@@ -221,6 +190,9 @@ def _of_adapter(request: Request, backbone: Backbone, tests: tuple[DataSpec, ...
     from medbench.backbones.adapt import read_adapter_config
 
     config = read_adapter_config(folder)
+    for key in request.settings:
+        if key.partition(".")[0] in ("training", "adapter", "mixture"):
+            raise RequestError(f"--set {key}: --adapter tests an adapter as it is; nothing is trained")
     generation, processor, _ = _other_settings(dict(request.settings), request, [])
     weights = folder_digest(folder, "adapter_*")
     kept = ("peft_type", "r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_name_or_path")

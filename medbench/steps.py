@@ -234,6 +234,8 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
     vlm = load_run_model(job, work)
     parts: list[tuple[DataSpec, int, Path]] = []
     encoded, cached = 0, True
+    # Counted by one process that answers everything; otherwise the record does not say.
+    counted = work.state.num_processes == 1
     for test in job.spec.tests:
         items = data.items(test).items
         cut = chunks(items, job.spec.generation.batch_size)
@@ -250,6 +252,7 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
 
             for number, (chunk, path) in enumerate(zip(cut, paths, strict=True)):
                 if path.exists():
+                    counted = False
                     step(len(chunk))
                 elif number % work.state.num_processes == work.state.process_index:
                     rows = pd.DataFrame(predictor.predict(chunk, step))
@@ -266,7 +269,7 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
             "predict",
             {
                 "seconds": time.monotonic() - started,
-                "images_encoded": encoded,
+                "images_encoded": encoded if counted else None,
                 "image_features_cached": cached,
                 "parameters": {"total": _total(vlm, job)},
                 "weights": {

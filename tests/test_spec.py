@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from medbench.catalog import Catalog, Settings
 from medbench.errors import RequestError, WorkError
-from medbench.methods import Training
-from medbench.plan import Request, parse_settings, resolve
+from medbench.methods import Training, parse_settings
+from medbench.plan import Request, resolve
 from medbench.spec import (
     SPEC_VERSION,
     BackboneSpec,

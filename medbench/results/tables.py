@@ -218,7 +218,7 @@ def _page(body: str) -> str:
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:80em;padding:0 1em;color:#222}"
         "table{border-collapse:collapse;font-variant-numeric:tabular-nums}p{color:#555}"
-        "th,td{padding:.35em .8em;text-align:left;border-bottom:1px solid #ddd}th{border-bottom:2px solid #222}"
+        "th,td{padding:.35em .8em;text-align:left;border-bottom:1px solid #ddd}td{white-space:nowrap}th{border-bottom:2px solid #222}"
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>medbench</title>'

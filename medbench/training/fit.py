@@ -174,6 +174,7 @@ def _arguments(
         dataloader_num_workers=runtime.workers,
         dataloader_pin_memory=runtime.device.type == "cuda",
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         label_names=["labels"],
         log_level="error",
     )
