@@ -1,0 +1,58 @@
+"""What is committed under `results/` is what the README shows, and adds up."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from medbench.catalog import packaged, read_yaml
+from medbench.results.record import read_record, run_folders, task_figures
+from medbench.results.tables import build_table, render
+from medbench.spec import load_spec
+
+MEASURED = ROOT / "results" / "measured"
+FOLDERS = sorted(path.parent for path in MEASURED.glob("*/spec.json"))
+
+
+def test_every_committed_run_is_complete() -> None:
+    complete, incomplete = run_folders([MEASURED])
+    assert complete == FOLDERS
+    assert FOLDERS
+    assert incomplete == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name[:8])
+def test_a_committed_run_is_what_its_name_says_and_holds_no_data(folder: Path) -> None:
+    assert hashlib.sha256((folder / "spec.json").read_bytes()).hexdigest() == folder.name
+    spec, record = load_spec(folder), read_record(folder)
+    assert spec.identity == folder.name == record["run"]
+    assert record["environment"]["predict"]["git"]["dirty"] is False
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    assert set(predictions.columns) == {"task", "split", "id", "cluster", "prediction", "probabilities"}
+    assert not {"question", "gold", "answer", "image"} & set(pd.read_parquet(folder / "scores.parquet").columns)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name[:8])
+def test_the_record_follows_from_the_scores(folder: Path) -> None:
+    scores, record = pd.read_parquet(folder / "scores.parquet"), read_record(folder)
+    for task, content in record["tasks"].items():
+        figures = task_figures([scores[scores["task"] == task]])
+        assert figures["n"] == content["n"]
+        for name, entry in figures["metrics"].items():
+            assert entry == pytest.approx(content["metrics"][name]), (task, name)
+
+
+def test_the_readme_shows_the_table_as_generated() -> None:
+    assert render(build_table([MEASURED]), "md") in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_published_means_add_up() -> None:
+    content = read_yaml(packaged("results/paper") / "t1.yaml")
+    for row in content["rows"]:
+        assert len(row["values"]) == len(content["columns"])
+        mean = sum(row["values"]) / len(row["values"])
+        assert mean == pytest.approx(row["average"], abs=0.051), row["model"]
