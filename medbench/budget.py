@@ -77,10 +77,10 @@ def parse_budget(text: str | None, default_rank: int) -> Budget:
     if text == "paper":
         return Budget("paper")
     number = r"(\d+(?:\.\d+)?)"
-    if match := re.fullmatch(r"like=([\w.-]+?)(?::(\d+))?", text):
+    if match := re.fullmatch(r"like=([\w.-]+?)(?::(\d{1,9}))?", text):
         rank = int(match[2]) if match[2] else default_rank
         return Budget("like", _positive(rank, text), match[1])
-    if match := re.fullmatch(r"rank=(\d+)", text):
+    if match := re.fullmatch(r"rank=(\d{1,9})", text):
         return Budget("rank", _positive(int(match[1]), text))
     if match := re.fullmatch(number + r"\s*%", text):
         return Budget("percent", _positive(float(match[1]), text))
@@ -126,7 +126,7 @@ def allocate(
     recipe: Recipe,
     budget: Budget,
     table: LayerTable,
-    reference: Callable[[str], tuple[Method, Recipe]],
+    reference: Callable[[str], tuple[Method, Recipe, LayerTable]],
 ) -> Allocation:
     """Turns a budget into a method's rank (design decision 4).
 
@@ -135,7 +135,7 @@ def allocate(
         recipe: its recipe at the backbone's scale, `--set` applied.
         budget: the budget.
         table: the backbone's adapted linears.
-        reference: looks up the method that `like=` names, with its recipe at this scale.
+        reference: looks up the method that `like=` names, with its recipe at this scale and its own adapted linears.
 
     Raises:
         RequestError: no rank of the method fits; names the smallest or largest there is.
@@ -173,13 +173,13 @@ def allocate(
     return Allocation(rank, count(rank), count(rank) / wanted - 1, True)
 
 
-def _wanted(budget: Budget, table: LayerTable, reference: Callable[[str], tuple[Method, Recipe]]) -> float:
+def _wanted(budget: Budget, table: LayerTable, reference: Callable[[str], tuple[Method, Recipe, LayerTable]]) -> float:
     if budget.kind == "count":
         return budget.value
     if budget.kind == "percent":
         return budget.value / 100 * table.total
-    method, recipe = reference(budget.method)
+    method, recipe, own_table = reference(budget.method)
     if method.tuner in ("none", "full"):
         raise RequestError(f"budget {budget.text()}: method {method.name} has no rank to be like")
-    own = allocate(method, recipe, Budget("rank", budget.value), table, reference)
+    own = allocate(method, recipe, Budget("rank", budget.value), own_table, reference)
     return own.trainable

@@ -81,6 +81,17 @@ def write_parquet(path: Path, table: Any) -> None:
     write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
 
 
+def read_parquet(path: Path) -> Any:
+    """Reads a parquet file as a pandas table; a missing or damaged one is a `WorkError` that names it."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WorkError(f"{path}: not readable as parquet ({reason})") from error
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file; a broken one is a `WorkError` that names it."""
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medbench.backbones.registry import backbone_names, get_backbone
+from medbench.backbones.registry import LayerTable, backbone_names, get_backbone
 from medbench.budget import allocate, count_parameters, parse_budget
 from medbench.catalog import Catalog
 from medbench.data.load import locate
@@ -101,14 +101,14 @@ def budget_rows(catalog: Catalog, backbone_name: str, methods: Sequence[str], bu
     backbone = get_backbone(backbone_name)
     parsed = parse_budget(budget, backbone.default_rank)
 
-    def at_scale(name: str) -> tuple[Method, Recipe]:
+    def at_scale(name: str) -> tuple[Method, Recipe, LayerTable]:
         method = catalog.method(name)
-        return method, method.at(backbone.scale)
+        recipe = method.at(backbone.scale)
+        return method, recipe, table_for(backbone, str(recipe.adapter.get("targets", "language")))
 
     rows: Rows = []
     for name in methods:
-        method, recipe = at_scale(name)
-        layers = table_for(backbone, str(recipe.adapter.get("targets", "language")))
+        method, recipe, layers = at_scale(name)
         row: dict[str, Any] = {"method": name, "backbone": backbone.name}
         try:
             share = allocate(method, recipe, parsed, layers, at_scale)

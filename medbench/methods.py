@@ -19,17 +19,41 @@ Scale = Literal["nano", "vlm"]
 
 #: The adapter settings of each tuner (a test compares them with the configurations themselves). `targets` is
 #: `language`, `vision`, `language+vision` or a regex; `alpha_over_r` is lora_alpha / r.
-ADAPTER_FIELDS: dict[str, frozenset[str]] = {
-    "none": frozenset(),
-    "full": frozenset(),
-    "lora": frozenset({"targets", "alpha_over_r", "dropout", "use_rslora", "use_dora"}),
-    "expert_lora": frozenset(
-        {
-            *("targets", "num_experts", "top_k", "init", "router", "scaling", "scaling_rank", "eta", "rho"),
-            *("lora_alpha", "residual", "dropout", "balance_coefficient"),
-        }
-    ),
+ADAPTER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "full": {},
+    "lora": {"targets": "language", "alpha_over_r": 2.0, "dropout": 0.0, "use_rslora": False, "use_dora": False},
+    "expert_lora": {
+        **{"targets": "language", "num_experts": 8, "top_k": 2, "init": "spectral", "router": "topk"},
+        **{"scaling": "consistent", "scaling_rank": "total", "eta": 1.0, "rho": 10.0, "lora_alpha": None},
+        **{"residual": True, "dropout": 0.0, "balance_coefficient": 1e-3},
+    },
 }
+ADAPTER_FIELDS = {tuner: frozenset(defaults) for tuner, defaults in ADAPTER_DEFAULTS.items()}
+
+
+def adapter_value(tuner: str, name: str, value: Any) -> Any:
+    """A setting of a tuner, of the type of its default; 10 for 10.0 is the same run, so it becomes the same JSON.
+
+    Raises:
+        ValueError: no such setting, or a value of another type.
+    """
+    known = ADAPTER_DEFAULTS[tuner]
+    if name not in known:
+        raise ValueError(f"adapter.{name} is no setting of tuner {tuner}; {did_you_mean(name, known)}")
+    default = known[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(default, bool):
+        right, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        right, wanted = isinstance(value, int) and number, "a whole number"
+    elif isinstance(default, str):
+        right, wanted = isinstance(value, str), "text"
+    else:
+        right, wanted = number or (value is None and default is None), "a finite number"
+    if not right:
+        raise ValueError(f"adapter.{name} should be {wanted}, found {value!r}")
+    return float(value) if isinstance(default, float | None) and value is not None else value
 
 
 class Training(BaseModel):
@@ -42,7 +66,7 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     batch_size: Annotated[int, Field(gt=0)] = 16
     micro_batch_size: Annotated[int, Field(gt=0)] = 16
     optimizer: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
@@ -98,12 +122,8 @@ class Method(BaseModel):
         for part in (self.adapter, *(recipe.adapter for recipe in self.scales.values())):
             if "r" in part:
                 raise ValueError("adapter.r comes from the budget; remove it")
-            for name in part.keys() - ADAPTER_FIELDS[self.tuner]:
-                known = ADAPTER_FIELDS[self.tuner]
-                raise ValueError(f"adapter.{name} is no setting of tuner {self.tuner}; {did_you_mean(name, known)}")
             for name, value in part.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise ValueError(f"adapter.{name} is {value}; it must be finite")
+                adapter_value(self.tuner, name, value)
         return self
 
     @classmethod
@@ -117,9 +137,11 @@ class Method(BaseModel):
         return method
 
     def at(self, scale: Scale) -> Recipe:
-        """The recipe for one scale of backbone: the defaults with that scale's overrides."""
+        """The whole recipe for one scale of backbone: the tuner's defaults, the method's, that scale's overrides."""
         over = self.scales.get(scale, Recipe())
-        return Recipe(adapter={**self.adapter, **over.adapter}, training={**self.training, **over.training})
+        given = {**self.adapter, **over.adapter}
+        adapter = ADAPTER_DEFAULTS[self.tuner] | {n: adapter_value(self.tuner, n, v) for n, v in given.items()}
+        return Recipe(adapter=adapter, training={**self.training, **over.training})
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -181,12 +203,15 @@ def apply_settings(method: Method, scale: Scale, settings: Mapping[str, Any]) ->
         part, _, name = key.partition(".")
         if part == "adapter":
             if name in ADAPTER_FIELDS[method.tuner]:
-                # 10 for 10.0 is the same run, so it must be the same JSON.
-                whole = isinstance(value, int) and not isinstance(value, bool)
-                adapter[name] = float(value) if whole and isinstance(adapter.get(name), float) else value
+                try:
+                    adapter[name] = adapter_value(method.tuner, name, value)
+                except ValueError as error:
+                    raise RequestError(f"--set {error}") from error
         elif part == "training" and name:
             if name not in Training.model_fields:
                 raise RequestError(f"--set {key}: unknown; {did_you_mean(name, Training.model_fields)}")
+            if isinstance(value, bool) and Training.model_fields[name].annotation is not bool:
+                raise RequestError(f"--set {key}={value}: should be no truth value")
             training[name] = value
         else:
             rest[key] = value

@@ -5,7 +5,7 @@ For the backbones of the registry this needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from medbench.catalog import Catalog
 from medbench.data.card import Card, validated
 from medbench.data.load import OnBadItem, load_items, published_splits
 from medbench.errors import RequestError, did_you_mean
-from medbench.files import folder_digest, read_json
+from medbench.files import folder_digest
 from medbench.hub import ADAPTER_FILES, is_hub_id, snapshot
 from medbench.methods import Method, Recipe, Training, apply_settings, check_settings
+from medbench.protocol import task_protocols
 from medbench.spec import (
     BackboneSpec,
     BudgetSpec,
@@ -77,11 +78,13 @@ def resolve(request: Request, catalog: Catalog) -> Plan:
     if not tested:
         raise RequestError("no task given; use --tasks, for example --tasks vqa_rad,slake")
     stages = [_cards(stage, catalog) for stage in request.train_tasks] or [tested]
-    cards = {card.name: card for card in [*tested, *(card for stage in stages for card in stage)]}
+    if not all(stages):
+        raise RequestError("--train-tasks names no task; for example --train-tasks slake,vqa_rad")
+    cards = _by_name([*tested, *(card for stage in stages for card in stage)])
     tests = tuple(_data(card, request.split, request.limit, request) for card in tested)
     if request.adapter is not None:
         adapter = adapter_folder(request.adapter)
-        return Plan([_of_adapter(request, backbone, tests, adapter)], cards, backbone, adapter)
+        return Plan([_of_adapter(request, catalog, backbone, cards, tests, adapter)], cards, backbone, adapter)
     specs: dict[str, RunSpec] = {}
     methods = [catalog.method(name) for name in request.methods]
     if not methods:
@@ -89,15 +92,22 @@ def resolve(request: Request, catalog: Catalog) -> Plan:
     check_settings(methods, request.settings)
     for method in methods:
         for seed in request.seeds if method.tuner != "none" else (0,):
-            spec = _resolve_one(request, catalog, backbone, method, stages, tests, seed)
+            spec = _resolve_one(request, catalog, backbone, method, stages, tests, seed, cards)
             specs[spec.identity] = spec
     return Plan(list(specs.values()), cards, backbone)
 
 
 def _cards(patterns: Sequence[str], catalog: Catalog) -> list[Card]:
     """The cards of names, wildcards and paths, each once, in order."""
-    cards = [catalog.task(name) for pattern in patterns for name in catalog.task_names(pattern)]
-    return list({card.name: card for card in cards}.values())
+    return list(_by_name([catalog.task(n) for pattern in patterns for n in catalog.task_names(pattern)]).values())
+
+
+def _by_name(cards: Sequence[Card]) -> dict[str, Card]:
+    found: dict[str, Card] = {}
+    for card in cards:
+        if found.setdefault(card.name, card).digest != card.digest:
+            raise RequestError(f"two different cards are named {card.name}; rename one (file and field `task`)")
+    return found
 
 
 def _resolve_one(
@@ -108,6 +118,7 @@ def _resolve_one(
     trained: list[list[Card]],
     tests: tuple[DataSpec, ...],
     seed: int,
+    cards: Mapping[str, Card],
 ) -> RunSpec:
     recipe, rest = apply_settings(method, backbone.scale, request.settings)
     generation, processor, mixture = _other_settings(rest, request, [card.name for stage in trained for card in stage])
@@ -116,8 +127,8 @@ def _resolve_one(
     if method.tuner != "none":
         training = validated(Training, recipe.training, Path(f"method {method.name}"))
         stages = tuple(
-            Stage(tuple(_part(card, mixture.get(card.name, 1.0), request) for card in cards), training)
-            for cards in trained
+            Stage(tuple(_part(card, mixture.get(card.name, 1.0), request) for card in stage), training)
+            for stage in trained
         )
     spec = RunSpec(
         backbone=BackboneSpec(backbone.name, backbone.identity(), processor=processor),
@@ -131,17 +142,19 @@ def _resolve_one(
         generation=generation,
         on_bad_item=request.on_bad_item,
     )
-    return _with_protocol(spec, request.protocol)
+    return _with_protocol(spec, request.protocol, cards)
 
 
-def _with_protocol(spec: RunSpec, asked: str | None) -> RunSpec:
-    """Zero-shot is only what was not trained on (design decision 5)."""
-    both = sorted(set(spec.tasks) & set(spec.trained_tasks))
-    if asked == "zero_shot" and both:
-        raise RequestError(f"protocol zero_shot: {', '.join(both)} would be trained on; use --train-tasks without it")
-    if asked == "in_domain" and spec.stages and not both:
-        raise RequestError("protocol in_domain: none of the tested tasks is trained on; use --protocol zero_shot")
-    return replace(spec, protocol="in_domain" if both else "zero_shot")
+def _with_protocol(spec: RunSpec, asked: str | None, cards: Mapping[str, Card]) -> RunSpec:
+    """Zero-shot is only what was not trained on (design decision 5): no publication of the same data set."""
+    protocols = task_protocols(spec, cards)
+    seen = [task for task, protocol in protocols.items() if protocol == "in_domain"]
+    unseen = [task for task in protocols if task not in seen]
+    if asked == "zero_shot" and seen:
+        raise RequestError(f"protocol zero_shot: the data set of {', '.join(seen)} would be trained on")
+    if asked == "in_domain" and spec.stages and unseen:
+        raise RequestError(f"protocol in_domain: nothing of {', '.join(unseen)} would be trained on")
+    return replace(spec, protocol="in_domain" if seen else "zero_shot")
 
 
 def _budgeted(
@@ -150,13 +163,14 @@ def _budgeted(
     targets = str(recipe.adapter.get("targets", "language"))
     table = table_for(backbone, targets)
     if method.tuner in ("none", "full"):
-        whole = allocate(method, recipe, Budget("paper"), table, lambda name: (method, recipe))
+        whole = allocate(method, recipe, Budget("paper"), table, lambda name: (method, recipe, table))
         return {}, BudgetSpec("", whole.trainable)
     budget = parse_budget(request.budget, backbone.default_rank)
 
-    def reference(name: str) -> tuple[Method, Recipe]:
+    def reference(name: str) -> tuple[Method, Recipe, LayerTable]:
         found = catalog.method(name)
-        return found, found.at(backbone.scale)
+        own = found.at(backbone.scale)
+        return found, own, table_for(backbone, str(own.adapter.get("targets", "language")))
 
     share = allocate(method, recipe, budget, table, reference)
     adapter = {**recipe.adapter, "targets": targets, "r": share.rank}
@@ -185,9 +199,16 @@ def adapter_folder(name: str) -> Path:
     return snapshot(name, "model", ADAPTER_FILES)
 
 
-def _of_adapter(request: Request, backbone: Backbone, tests: tuple[DataSpec, ...], folder: Path) -> RunSpec:
+def _of_adapter(
+    request: Request,
+    catalog: Catalog,
+    backbone: Backbone,
+    cards: Mapping[str, Card],
+    tests: tuple[DataSpec, ...],
+    folder: Path,
+) -> RunSpec:
     """The run of an adapter that was trained elsewhere."""
-    from medbench.backbones.adapt import read_adapter_config
+    from medbench.backbones.adapt import read_adapter_config, read_origin, stored_parameters
 
     config = read_adapter_config(folder)
     for key in request.settings:
@@ -195,24 +216,31 @@ def _of_adapter(request: Request, backbone: Backbone, tests: tuple[DataSpec, ...
             raise RequestError(f"--set {key}: --adapter tests an adapter as it is; nothing is trained")
     generation, processor, _ = _other_settings(dict(request.settings), request, [])
     weights = folder_digest(folder, "adapter_*")
-    kept = ("peft_type", "r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_name_or_path")
+    kept = ("peft_type", "r", "lora_alpha", "target_modules", "init_lora_weights")
     about = {key: config[key] for key in kept if key in config}
-    own = read_json(folder / "medbench.json") if (folder / "medbench.json").exists() else {}
-    trained = own.get("trained_on")
-    tested = {test.task for test in tests}
+    own = read_origin(folder)
+    if own.backbone not in (None, backbone.name):
+        raise RequestError(f"--adapter {folder}: was trained on backbone {own.backbone}, not on {backbone.name}")
+    trained = None if own.trained_on is None else {_dataset(name, catalog) for name in own.trained_on}
+    tested = {cards[test.task].metadata.dataset for test in tests}
     return RunSpec(
         backbone=BackboneSpec(backbone.name, backbone.identity(), processor=processor),
-        method=MethodSpec(f"adapter:{own.get('method', folder.resolve().name)}", "adapter", about, weights),
-        budget=BudgetSpec("", 0),
+        method=MethodSpec(f"adapter:{own.method or folder.resolve().name}", "adapter", about, weights),
+        budget=BudgetSpec("", stored_parameters(folder)),
         stages=(),
         tests=tests,
         # What a foreign adapter was trained on is not known, so nothing may be called zero-shot.
-        protocol="unknown" if trained is None else "in_domain" if tested & set(trained) else "zero_shot",
+        protocol="unknown" if trained is None else "in_domain" if tested & trained else "zero_shot",
         seed=0,
         dtype=_dtype(request.dtype, backbone),
         generation=generation,
         on_bad_item=request.on_bad_item,
     )
+
+
+def _dataset(task: str, catalog: Catalog) -> str:
+    """The data set of a task that an adapter names; the name itself when the catalogue does not have it."""
+    return catalog.task(task).metadata.dataset if task in catalog.paths("tasks") else task
 
 
 def _data(card: Card, split: Any, limit: int | None, request: Request) -> DataSpec:
@@ -245,9 +273,9 @@ def _other_settings(
         part, _, name = key.partition(".")
         if key == "generation.max_new_tokens" and isinstance(value, int) and value > 0:
             max_new_tokens = value
-        elif part == "processor" and name in ("min_pixels", "max_pixels") and isinstance(value, int) and value > 0:
-            processor[name] = value
-        elif part == "mixture" and name in tasks and isinstance(value, int | float) and value > 0:
+        elif part == "processor" and name in ("min_pixels", "max_pixels") and _pixels(value):
+            processor[name] = int(value)
+        elif part == "mixture" and name in tasks and _is_number(value) and 0.01 <= value <= 1000:
             mixture[name] = float(value)
         else:
             known = ["adapter.FIELD", *(f"training.{f}" for f in Training.model_fields)]
@@ -257,6 +285,14 @@ def _other_settings(
     if request.batch_size < 1:
         raise RequestError(f"--batch-size {request.batch_size}: must be at least 1")
     return Generation(request.batch_size, max_new_tokens), processor, mixture
+
+
+def _pixels(value: Any) -> bool:
+    return _is_number(value) and 28 * 28 <= value <= 2**26
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _dtype(asked: str, backbone: Backbone) -> Dtype:

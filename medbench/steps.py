@@ -16,7 +16,7 @@ from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.data.check import Checked, check_images
 from medbench.data.load import limited, load_items
 from medbench.errors import RequestError, WorkError
-from medbench.files import folder_digest, publish_folder, write_parquet
+from medbench.files import folder_digest, publish_folder, read_parquet, write_parquet
 from medbench.inference.predict import Predictor, chunks
 from medbench.job import Data, Job
 from medbench.progress import progress_bar
@@ -49,6 +49,8 @@ class Workplace:
         state = PartialState(cpu=device.type == "cpu")
         if state.num_processes > 1:
             device = state.device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         return cls(device, getattr(torch, job.spec.dtype), state)
 
     @property
@@ -121,6 +123,11 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
     from medbench.training.trainer import load_trained, save_trained
 
     spec = job.spec
+    if work.is_first:
+        # Answers of an adapter that is gone must not stand beside the new one's.
+        shutil.rmtree(job.folder / "parts", ignore_errors=True)
+        (job.folder / "predict.json").unlink(missing_ok=True)
+    work.wait()
     reset_peak_memory(work.device)
     set_seed(spec.seed)
     full = spec.method.tuner == "full"
@@ -263,7 +270,7 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
         cached = cached and predictor.features.cached
     work.wait()
     if work.is_first:
-        table = pd.concat([pd.read_parquet(path) for _, _, path in parts], ignore_index=True)
+        table = pd.concat([read_parquet(path) for _, _, path in parts], ignore_index=True)
         write_parquet(job.folder / "predictions.parquet", table)
         job.finish(
             "predict",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medbench.backbones.registry import target_pattern
 from medbench.backbones.vlm import Vlm
 from medbench.errors import RequestError, WorkError
-from medbench.files import write_json
+from medbench.files import read_json, write_json
 from medbench.spec import MethodSpec, RunSpec
 
 
@@ -39,6 +41,8 @@ def adapter_config(method: MethodSpec, architecture: str, seed: int) -> Any:
             from peft import LoraConfig
 
             alpha = settings.pop("alpha_over_r", 2.0) * settings["r"]
+            if alpha <= 0:
+                raise ValueError("alpha_over_r must be positive")
             return LoraConfig(
                 r=settings.pop("r"),
                 lora_alpha=alpha,
@@ -92,6 +96,50 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise WorkError(f"{path}: not readable as JSON ({error})") from error
     return content
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What `medbench.json` in an adapter folder says: None where nothing is known."""
+
+    backbone: str | None = None
+    method: str | None = None
+    trained_on: tuple[str, ...] | None = None
+
+
+def read_origin(folder: Path) -> Origin:
+    """Where an adapter folder comes from; nothing is known of one that medbench did not write.
+
+    Raises:
+        WorkError: `medbench.json` is there and is not ours.
+    """
+    path = folder / "medbench.json"
+    if not path.exists():
+        return Origin()
+    content = read_json(path)
+    try:
+        return Origin(str(content["backbone"]), str(content["method"]), tuple(map(str, content["trained_on"])))
+    except (TypeError, KeyError) as error:
+        raise WorkError(f"{path}: expected backbone, method and trained_on (a list of tasks)") from error
+
+
+def stored_parameters(folder: Path) -> int:
+    """The trained parameters in an adapter's safetensors, frozen factors not counted.
+
+    Raises:
+        RequestError: there is no such file. WorkError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "adapter_model.safetensors"
+    if not path.exists():
+        raise RequestError(f"{folder}: no adapter_model.safetensors; weights in other formats are not loaded")
+    try:
+        with safe_open(path, "numpy") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WorkError(f"{path}: not readable as safetensors ({error})") from error
+    return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(("expert_A0", "expert_B0")))
 
 
 def trainable_parameters(vlm: Vlm) -> int:

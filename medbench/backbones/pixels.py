@@ -37,8 +37,10 @@ class PixelCache:
 
     def load(self, key: str, decode: Callable[[], Image.Image]) -> Image.Image:
         """The image of a key: decoded, or a placeholder when its pixels are remembered."""
-        image = Image.new("RGB", (1, 1)) if key in self._kept else decode()
-        image.info["medbench_key"] = key
+        kept = self._kept.get(key)
+        image = decode() if kept is None else Image.new("RGB", (1, 1))
+        # The placeholder carries the pixels it stands for: they may be dropped before it is used.
+        image.info |= {"medbench_key": key, "medbench_pixels": kept}
         return image
 
     def __call__(self, images: Any, **kwargs: Any) -> Any:
@@ -53,9 +55,14 @@ class PixelCache:
         return BatchFeature({name: torch.cat([entry[name] for entry in found]) for name in found[0]})
 
     def _tensors(self, key: str, image: Image.Image, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        kept = image.info["medbench_pixels"]
+        if kept is None and key in self._kept:  # twice in one batch
+            kept = self._kept[key]
+        if kept is not None:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            found: dict[str, torch.Tensor] = kept
+            return found
         made = dict(self.inner([image], **{**kwargs, "return_tensors": "pt"}))
         self._kept[key] = made
         self.held += _bytes(made)

@@ -113,15 +113,8 @@ class Backbone:
         """What pins the weights: their sha256 for a folder, the hub id otherwise (the record keeps the commit)."""
         if not self.is_local:
             return f"hub:{self.source}"
-        names = (
-            "*.safetensors",
-            "config.json",
-            "generation_config.json",
-            "*.jinja",
-            "tokenizer*.json",
-            "*processor_config.json",
-        )
-        found = sorted({path for name in names for path in Path(self.source).glob(name)})
+        found = sorted({path for name in MODEL_FILES for path in Path(self.source).glob(name)})
+        found = [path for path in found if path.name != "medbench.json"]  # a card, not read by the model
         return f"sha256:{digest([[path.name, file_digest(path)] for path in found])}"
 
 

@@ -57,6 +57,11 @@ class Vlm:
         return ids
 
     @property
+    def keeps_logits(self) -> bool:
+        """Whether the model computes only the last logits when asked (`logits_to_keep`)."""
+        return "logits_to_keep" in inspect.signature(self.base.forward).parameters
+
+    @property
     def end_id(self) -> int:
         """The token that ends an answer."""
         end = self.base.generation_config.eos_token_id
@@ -97,7 +102,12 @@ class Vlm:
             The processor's tensors: `input_ids` and `attention_mask` [B, T], pixel tensors, and what else the
             model's architecture wants.
         """
-        batch: Batch = dict(self.processor(text=list(prompts), images=list(images), return_tensors="pt", padding=True))
+        # A chat template that writes the start token itself must not get a second one.
+        start = self.processor.tokenizer.bos_token
+        own = {"add_special_tokens": False} if start and prompts[0].startswith(start) else {}
+        batch: Batch = dict(
+            self.processor(text=list(prompts), images=list(images), return_tensors="pt", padding=True, **own)
+        )
         return batch
 
     def with_completions(self, batch: Batch, completions: Sequence[Sequence[int]]) -> Batch:

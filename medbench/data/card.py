@@ -131,7 +131,7 @@ class Metadata(_Strict):
 class GenerationSettings(_Strict):
     """lm-eval's generation settings; decoding is greedy."""
 
-    until: tuple[str, ...] = ()
+    until: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     max_gen_toks: Annotated[int, Field(gt=0, le=4096)] = 32
     do_sample: Literal[False] = False
     temperature: Annotated[float, Field(ge=0, le=0)] = 0.0

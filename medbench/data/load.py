@@ -35,7 +35,7 @@ class Loaded:
     Attributes:
         items: in the data set's order.
         skipped: what was wrong with each row that was left out (only with `on_bad_item="skip"`).
-        digest: sha256 over ids, images' names, questions and answers of the published split it was cut from.
+        digest: sha256 over ids, images' names, questions, answers and types of the published split it was cut from.
     """
 
     items: Sequence[Item]
@@ -112,7 +112,7 @@ def load_items(
     own_validation = "validation" in card.metadata.splits
     source = "train" if split == "fit" or (split == "validation" and not own_validation) else split
     rows = get_reader(location.layout).rows(location.folder, location.options, source)
-    found = rows_digest(rows)
+    found = rows_digest(rows, card.metadata.closed)
     if check:
         _check(card, source, rows, found, location)
     items, skipped = _apply(card, rows, on_bad_item)
@@ -146,9 +146,18 @@ def held_out_images(card: Card, keys: Sequence[str]) -> frozenset[str]:
     return frozenset(ranked[: round(len(ranked) * holdout.fraction)])
 
 
-def rows_digest(rows: Sequence[Row]) -> str:
-    """The sha256 over what the rows say: id, image name, question, answer and the reader's complaint, if any."""
-    return digest([[r.id, r.image.key if r.image else "", r.question, r.answer, bool(r.error)] for r in rows])
+def rows_digest(rows: Sequence[Row], rule: ClosedRule) -> str:
+    """The sha256 over what the rows say: id, image name, question, answer, closed or not, unusable or not."""
+    return digest(
+        [
+            [r.id, r.image.key if r.image else "", r.question, r.answer, _closed_mark(rule, r), bool(r.error)]
+            for r in rows
+        ]
+    )
+
+
+def _closed_mark(rule: ClosedRule, row: Row) -> str:
+    return row.fields.get(rule.name or "", "") if rule.rule == "field" else str(is_closed(rule, row))
 
 
 def _check(card: Card, split: str, rows: Sequence[Row], found: str, location: Location) -> None:

@@ -141,7 +141,8 @@ class Predictor:
             inputs = self.features.inputs(self.vlm.with_completions(prompt, [ids for _, _, ids in batch]), keys)
             labels = inputs.pop("labels")
             width = max(len(ids) for _, _, ids in batch)
-            logits = self.vlm.model(**inputs, use_cache=False).logits[:, -(width + 1) : -1].float()
+            last = {"logits_to_keep": width + 1} if self.vlm.keeps_logits else {}
+            logits = self.vlm.model(**inputs, **last, use_cache=False).logits[:, -(width + 1) : -1].float()
             logprobs = logits.log_softmax(-1)
             wanted = labels[:, -width:]
             picked = logprobs.gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)

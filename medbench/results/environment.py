@@ -72,8 +72,14 @@ def command_words(arguments: Sequence[str]) -> str:
             if not sign:
                 next(remaining, None)
         else:
-            words.append(shlex.quote(Path(word).name if word.startswith(("/", "~", "..")) else word))
+            words.append(shlex.quote(f"{name}=" * bool(sign and name.startswith("-")) + _without_folders(word)))
     return " ".join(words)
+
+
+def _without_folders(word: str) -> str:
+    value = word.partition("=")[2] if word.startswith("-") and "=" in word else word
+    parts = value.split(",")
+    return ",".join(Path(part).name if part.startswith(("/", "~", "..")) else part for part in parts)
 
 
 def reset_peak_memory(device: Any) -> None:

@@ -12,7 +12,8 @@ import pandas as pd
 
 from medbench.errors import RequestError, WorkError
 from medbench.job import Data, Job
-from medbench.files import read_json, write_json, write_parquet
+from medbench.files import read_json, read_parquet, write_json, write_parquet
+from medbench.protocol import task_protocols
 from medbench.scoring.predictions import score_task
 from medbench.scoring.stats import estimate_metrics
 
@@ -28,7 +29,7 @@ def is_finished(folder: Path) -> bool:
 
 def score_run(job: Job, data: Data) -> dict[str, Any]:
     """Scores a run's stored predictions: writes `scores.parquet`, returns figures by task."""
-    stored = pd.read_parquet(job.folder / "predictions.parquet")
+    stored = read_parquet(job.folder / "predictions.parquet")
     tables, figures = [], {}
     for test in job.spec.tests:
         rows = stored[(stored["task"] == test.task) & (stored["split"] == test.split)]
@@ -53,9 +54,10 @@ def write_record(job: Job, data: Data) -> Path:
     if predicted is None:
         raise WorkError(f"run {job.folder.name[:12]}: nothing was predicted")
     tasks = score_run(job, data)
+    protocols = task_protocols(spec, job.cards)
     for test in spec.tests:
         about = data.about[f"{test.task}/{test.split}"]
-        tasks[test.task] |= {"split": test.split, "profile": "medbench", "skipped": about["skipped"]}
+        tasks[test.task] |= {"protocol": protocols[test.task], "split": test.split, "profile": "medbench", "skipped": about["skipped"]}
     total = predicted["parameters"]["total"]
     trainable = spec.budget.trainable
     record = {
@@ -67,6 +69,7 @@ def write_record(job: Job, data: Data) -> Path:
         "protocol": spec.protocol,
         "tasks": tasks,
         "trained_on": spec.trained_tasks,
+        "stages": [[part.data.task for part in stage.mixture] for stage in spec.stages],
         "parameters": {
             "rank": spec.method.adapter.get("r"),
             "trainable": trainable,
@@ -110,6 +113,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     schema = record.get("schema") if isinstance(record, dict) else None
     if schema != RECORD_SCHEMA:
         raise WorkError(f"{path}: record schema {schema!r}, this medbench reads {RECORD_SCHEMA}")
+    missing = [key for key in ("run", "method", "seed", "tasks", "stages", "parameters", "spec") if key not in record]
+    if missing:
+        raise WorkError(f"{path}: broken record, without {', '.join(missing)}; remove it and run again")
     return record
 
 
@@ -158,11 +164,11 @@ def load_records(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 def _rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     parameters = record["parameters"]
-    run = {key: record[key] for key in ("run", "method", "seed", "backbone", "protocol", "dtype")}
+    run = {key: record[key] for key in ("run", "method", "seed", "backbone", "dtype")}
     run |= {key: parameters[key] for key in parameters if key != "total"}
     run |= {"folder": str(folder), "trained_on": "+".join(record["trained_on"])}
     return [
-        run | {"task": task, "split": content["split"], "metric": name, "reason": None} | figures
+        run | {"task": task, "split": content["split"], "protocol": content["protocol"], "metric": name, "reason": None} | figures
         for task, content in record["tasks"].items()
         for name, figures in content["metrics"].items()
     ]

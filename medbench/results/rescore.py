@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from medbench.data.card import Card
 from medbench.data.load import OnBadItem, limited, load_items
 from medbench.errors import RequestError
+from medbench.files import read_parquet
 from medbench.results.record import task_figures
 from medbench.scoring import get_profile
 from medbench.scoring.predictions import score_task
@@ -39,10 +38,7 @@ def rescore(
     file = predictions / "predictions.parquet" if predictions.is_dir() else predictions
     if not file.is_file():
         raise RequestError(f"{file}: no such file; expected a run folder or a predictions.parquet")
-    try:
-        stored = pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: not readable as parquet ({error})") from error
+    stored = read_parquet(file)
     limit: int | None = None
     on_bad_item: OnBadItem = "fail"
     if (file.parent / "spec.json").exists():
@@ -51,6 +47,8 @@ def rescore(
         if test is None:
             tested = ", ".join(f"{t.task} ({t.split})" for t in spec.tests)
             raise RequestError(f"{file.parent}: task {card.name}, split {split} was not tested; tested: {tested}")
+        if test.card != card.digest:
+            raise RequestError(f"{file.parent}: task {card.name} was answered under another card than this one")
         limit, on_bad_item = test.limit, spec.on_bad_item
     if "task" in stored and "split" in stored:
         stored = stored[(stored["task"] == card.name) & (stored["split"] == split)]

@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from medbench.errors import RequestError, did_you_mean
-from medbench.files import canonical_json
+from medbench.files import canonical_json, read_parquet
 from medbench.results.record import read_record, run_folders
 from medbench.scoring.stats import Estimate, estimate_metrics, metric_values, seed_sd
 from medbench.scoring.vqa import METRICS, PROBABILITY_METRICS
@@ -137,21 +137,22 @@ def _order(row: Row) -> tuple[Any, ...]:
 def _row(group: list[tuple[Path, dict[str, Any]]]) -> Row:
     group = sorted(group, key=lambda pair: pair[1]["seed"])
     record = group[0][1]
-    scores = [pd.read_parquet(folder / "scores.parquet") for folder, _ in group]
+    scores = [read_parquet(folder / "scores.parquet") for folder, _ in group]
     cells = []
-    for task in record["tasks"]:
+    for task, content in record["tasks"].items():
+        column = task if content["split"] == "test" else f"{task} ({content['split']})"
         tables = [table[table["task"] == task] for table in scores]
         one = record["tasks"][task]["metrics"] if len(tables) == 1 else None
         estimates = _read_estimates(one) if one is not None else estimate_metrics(tables)
         per_seed = [metric_values(table) for table in tables] if one is None else []
         cells += [
-            Cell(task, name, estimate, seed_sd([values[name] for values in per_seed]))
+            Cell(column, name, estimate, seed_sd([values[name] for values in per_seed]))
             for name, estimate in estimates.items()
         ]
     return Row(
         method=record["method"],
         backbone=record["backbone"],
-        trained_on="+".join(record["trained_on"]),
+        trained_on=" then ".join("+".join(stage) for stage in record["stages"]),
         setting=flatten(_without_seed(record["spec"])),
         seeds=tuple(entry["seed"] for _, entry in group),
         parameters=record["parameters"],
@@ -181,6 +182,8 @@ def differing(row: Row, rows: Sequence[Row]) -> str:
     """What sets a row apart from the others of its method and training: `training.lr=0.001`, or nothing."""
     same = [r for r in rows if (r.method, r.backbone, r.trained_on) == (row.method, row.backbone, row.trained_on)]
     keys = sorted({key for other in same for key in {*row.setting, *other.setting}})
+    told = ("method.adapter.", "stages.", "backbone.processor", "generation.", "dtype", "on_bad_item", "method.weights")
+    keys = [key for key in keys if key.startswith(told) and ".mixture." not in key or key.endswith(".weight")]
     changed = [key for key in keys if len({canonical_json(r.setting.get(key)) for r in same}) > 1]
     return ", ".join(f"{_short(key)}={row.setting.get(key)}" for key in changed)
 
@@ -196,12 +199,12 @@ def render(table: Table, form: Format) -> str:
     seeds = max(len(row.seeds) for row in table.rows)
     setting = {id(row): differing(row, table.rows) for row in table.rows}
     with_setting = any(setting.values())
-    header = ["method", "trained on", *(["setting"] if with_setting else []), "trainable %", "budget", "seeds"]
+    header = ["method", "trained on", *(["setting"] if with_setting else []), "trainable %", "budget", "of budget", "seeds"]
     header += [f"{task} {metric}{_common_n(table, task, metric)}" for task, metric in table.columns]
     body = []
     for row in table.rows:
         cells = [row.method, row.trained_on or "-", *([setting[id(row)]] if with_setting else [])]
-        cells += [_percent(row), _distance(row), str(len(row.seeds))]
+        cells += [_percent(row), row.parameters["budget"] or "-", _distance(row), str(len(row.seeds))]
         cells += [_cell(table, row, task, metric) for task, metric in table.columns]
         body.append(cells)
     formats = {"md": "github", "latex": "latex_booktabs", "html": "html"}
@@ -235,7 +238,7 @@ def _notes(table: Table, seeds: int) -> list[str]:
         + (" One seed: the variance of training is unknown." if seeds == 1 else " ± is the deviation between seeds.")
     ]
     if any(not row.parameters["comparable"] for row in table.rows):
-        lines.append("Rows whose budget is - stand outside the budget (reference rows).")
+        lines.append("Rows without a figure under 'of budget' do not stand under one budget (reference rows, fixed ranks).")
     if table.incomplete:
         lines.append(f"{len(table.incomplete)} incomplete runs are left out.")
     return lines
@@ -248,6 +251,8 @@ def _common_n(table: Table, task: str, metric: str) -> str:
 
 def _percent(row: Row) -> str:
     percent = row.parameters["percent"]
+    if row.method.startswith("adapter:"):
+        return f"{percent:.3g} (stored)"
     return "0" if percent == 0 else f"{percent:.3g}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,7 +95,7 @@ def fit_stage(
         data_collator=Collator(vlm),
         train_dataset=[everything[i] for i in order.ravel()],
         balance=balance,
-        keeps_logits="logits_to_keep" in inspect.signature(vlm.base.forward).parameters,
+        keeps_logits=vlm.keeps_logits,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepCallback(folder, lambda done: progress(done, steps)))
@@ -148,7 +147,7 @@ def _arguments(
             f"{training.micro_batch_size}; choose --set training.micro_batch_size="
             f"{max(1, training.batch_size // world)} or another number of processes"
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=training.micro_batch_size,
@@ -178,3 +177,6 @@ def _arguments(
         label_names=["labels"],
         log_level="error",
     )
+    # One process is one device: with several GPUs in sight, the Trainer would split batches over them on its own.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments

@@ -1,0 +1,19 @@
+"""What a figure may be called: zero-shot only when nothing of its data set was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from medbench.data.card import Card
+from medbench.spec import RunSpec
+
+
+def task_protocols(spec: RunSpec, cards: Mapping[str, Card]) -> dict[str, str]:
+    """Each test's protocol: `in_domain` when its data set was trained on, in whichever publication, else `zero_shot`.
+
+    An adapter that was trained elsewhere has the protocol of its run.
+    """
+    if spec.method.tuner == "adapter":
+        return dict.fromkeys(spec.tasks, spec.protocol)
+    trained = {cards[name].metadata.dataset for name in spec.trained_tasks}
+    return {t: "in_domain" if cards[t].metadata.dataset in trained else "zero_shot" for t in spec.tasks}
