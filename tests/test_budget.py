@@ -30,12 +30,19 @@ METHODS = {m.name: m for m in (LORA, MOE, NONE, FULL)}
 TABLE = LayerTable((Layers("a.*", 64, 32, 2), Layers("b", 48, 96, 1)), 20_000)
 
 
-def at(name: str) -> tuple[Method, Recipe]:
-    return METHODS[name], METHODS[name].at("vlm")
+def share(method: Method, budget: str, table: LayerTable = TABLE, reference_table: LayerTable | None = None) -> Any:
+    def at(name: str) -> tuple[Method, Recipe, LayerTable]:
+        return METHODS[name], METHODS[name].at("vlm"), reference_table or table
 
-
-def share(method: Method, budget: str, table: LayerTable = TABLE) -> Any:
     return allocate(method, method.at("vlm"), parse_budget(budget, 16), table, at)
+
+
+def test_the_reference_is_counted_on_its_own_layers() -> None:
+    wide = LayerTable((Layers("c.*", 256, 256, 8),), 10**6)
+    wanted = share(MOE, "rank=16", wide).trainable
+    found = share(LORA, "like=moe:16", TABLE, wide)
+    assert found.distance == pytest.approx(found.trainable / wanted - 1)
+    assert found.distance < -0.5
 
 
 def test_golden_of_the_paper_backbone() -> None:

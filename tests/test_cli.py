@@ -147,7 +147,7 @@ def test_work_that_fails_is_one_line_and_exit_code_1(call: Call, toy: Toy) -> No
     result = call("run", "--tasks", "toy", *words[2:], "--method", "none", "--dry-run")
     assert (result.code, result.out) == (1, "")
     assert re.fullmatch(r"medbench: .*test\.json: not readable as JSON .*\n", result.err)
-    assert call("score", "p.parquet", *words).code == 2
+    assert call("score", "p.parquet", *words).code == 1
     (Path.cwd() / "file").touch()
     result = call(*DEMO, "--method", "none", "--limit", "1", "--out", "file", "--json")
     assert (result.code, result.out) == (1, "")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medbench.catalog import Catalog, Settings
+from medbench.catalog import Catalog, Settings, read_yaml
 from medbench.data.card import Card
 from medbench.data.check import check_images
 from medbench.data.item import BadItemError, FileImage, Item, load_image
@@ -243,3 +243,10 @@ def test_whatever_is_wrong_with_an_image_is_a_bad_item(form: str, tmp_path: Path
             bad += 1
             assert str(error).startswith(f"item 7: image {tmp_path / 'x'}: ")
     assert bad > 20
+
+
+def test_a_changed_question_type_changes_the_digest(toy: Toy) -> None:
+    card = Card.parse(read_yaml(toy.card), toy.card)
+    before = load_items(card, "test", toy.root).digest
+    toy.write("test", [record | {"answer_type": "OPEN"} for record in toy.records("test")])
+    assert load_items(card, "test", toy.root).digest != before

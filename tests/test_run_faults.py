@@ -13,7 +13,7 @@ from test_run_common import do, jobs_of, request, words
 import medbench.run
 import medbench.steps
 from medbench.__main__ import main
-from medbench.errors import WorkError
+from medbench.errors import RequestError, WorkError
 from medbench.results.record import read_record
 
 Finished = Callable[[str], Path]
@@ -122,3 +122,28 @@ def test_a_run_finished_by_another_process_meanwhile_is_not_begun_again(
     assert {k: v for k, v in listing(folder).items() if k != ".lock"} == {
         k: v for k, v in before.items() if k != ".lock"
     }
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "record.json"])
+def test_a_damaged_run_is_one_line_in_a_table(
+    finished: Finished, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for number in range(2):  # two seeds' worth of folders, so that the table reads the scores
+        folder = tmp_path / f"run{number}"
+        shutil.copytree(finished("lora"), folder)
+        folders.append(folder)
+    file = folders[0] / name
+    file.write_bytes(b'{"schema": 1}' if name == "record.json" else file.read_bytes()[:-40])
+    with pytest.raises(SystemExit) as end:
+        main(["table", str(folders[0])])
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out) == (1, "")
+    assert printed.err.count("\n") == 1
+    assert str(file) in printed.err
+
+
+def test_an_adapter_of_another_backbone_is_named(small: Toy, finished: Finished, tmp_path: Path) -> None:
+    asked = request(small, Path("nano-vl"), method="lora", adapter=str(finished("lora") / "adapter"))
+    with pytest.raises(RequestError, match="was trained on backbone tiny, not on nano-vl"):
+        jobs_of(asked, tmp_path / "out")

@@ -114,7 +114,7 @@ def test_html_escapes_what_comes_from_records(runs: dict[str, Path], tmp_path: P
     folder = tmp_path / "hostile"
     shutil.copytree(runs["seed 0"], folder)
     record = read_record(folder)
-    record |= {"method": hostile, "backbone": hostile, "trained_on": [hostile]}
+    record |= {"method": hostile, "backbone": hostile, "stages": [[hostile]]}
     record["spec"]["seed"] = 5
     (folder / "record.json").write_text(json.dumps(record))
     text = render(build_table([folder]), "html")

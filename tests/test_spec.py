@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import Toy, make_toy
 from pydantic import BaseModel
 
@@ -231,5 +232,35 @@ def test_protocol_says_what_was_trained_on(toy: Toy) -> None:
     assert protocols(methods=["lora"], **other) == ["zero_shot"]
     with pytest.raises(RequestError, match="phantom_demo would be trained on"):
         protocols(methods=["lora"], protocol="zero_shot")
-    with pytest.raises(RequestError, match="none of the tested tasks is trained on"):
+    with pytest.raises(RequestError, match="nothing of phantom_demo would be trained on"):
         protocols(methods=["lora"], protocol="in_domain", **other)
+
+
+def test_another_publication_of_a_data_set_is_not_zero_shot() -> None:
+    request = Request(tasks=["vqa_rad"], methods=["lora"], train_tasks=[["vqa_rad_public"]])
+    assert resolve(request, Catalog(Settings())).specs[0].protocol == "in_domain"
+
+
+def test_two_cards_of_one_name_are_refused(toy: Toy, tmp_path: Path) -> None:
+    content = toy.card_content()
+    content["doc_to_text"] = "<image>Another prompt: {{question}}"
+    other = tmp_path / "other" / "toy.yaml"
+    other.parent.mkdir()
+    other.write_text(yaml.safe_dump(content))
+    for names in ([str(toy.card), str(other)], [str(toy.card)]):
+        request = Request(tasks=names, train_tasks=[[str(other)]], data_root=toy.root)
+        with pytest.raises(RequestError, match="two different cards are named toy"):
+            resolve(request, Catalog(Settings()))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *("adapter.residual=flase", "training.lr=true", "adapter.eta=null", "adapter.num_experts=4.5"),
+        *("adapter.rho=abc", "mixture.toy=1e-9", "processor.max_pixels=1", "training.epochs=1e9"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(toy: Toy, pair: str) -> None:
+    request = Request(tasks=[str(toy.card)], data_root=toy.root, settings=parse_settings([pair]))
+    with pytest.raises(RequestError, match=pair.partition("=")[0].partition(".")[2]):
+        resolve(request, Catalog(Settings()))
