@@ -89,14 +89,19 @@ def fit_stage(
         vlm.base.enable_input_require_grads()
     folder.mkdir(parents=True, exist_ok=True)
     arguments = _arguments(training, steps, seed, dtype, folder, runtime)
-    trainer = StageTrainer(
-        model=vlm.model,
-        args=arguments,
-        data_collator=Collator(vlm),
-        train_dataset=[everything[i] for i in order.ravel()],
-        balance=balance,
-        keeps_logits=vlm.keeps_logits,
-    )
+    try:
+        trainer = StageTrainer(
+            model=vlm.model,
+            args=arguments,
+            data_collator=Collator(vlm),
+            train_dataset=[everything[i] for i in order.ravel()],
+            balance=balance,
+            keeps_logits=vlm.keeps_logits,
+        )
+    except (ValueError, RuntimeError) as error:
+        if not runtime.report_to:
+            raise
+        raise RequestError(f"--report-to {','.join(runtime.report_to)}: {str(error).splitlines()[0]}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepCallback(folder, lambda done: progress(done, steps)))
     checkpoint = last_checkpoint(folder) if arguments.should_save else None
