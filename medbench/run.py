@@ -43,8 +43,6 @@ def run(job: Job) -> Path:
         if work.is_first:
             _begin(job)
         work.wait()
-        if is_finished(job.folder):  # by another process, while this one waited for the lock
-            return job.folder
         data = check_data(job, work)
         if job.spec.stages and job.step("fit") is None:
             fit(job, work, data)

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from medbench.errors import RequestError, WorkError
-from medbench.job import Data, Job
 from medbench.files import read_json, read_parquet, write_json, write_parquet
+from medbench.job import Data, Job
 from medbench.protocol import task_protocols
 from medbench.scoring.predictions import score_task
 from medbench.scoring.stats import estimate_metrics
@@ -57,7 +57,12 @@ def write_record(job: Job, data: Data) -> Path:
     protocols = task_protocols(spec, job.cards)
     for test in spec.tests:
         about = data.about[f"{test.task}/{test.split}"]
-        tasks[test.task] |= {"protocol": protocols[test.task], "split": test.split, "profile": "medbench", "skipped": about["skipped"]}
+        tasks[test.task] |= {
+            "protocol": protocols[test.task],
+            "split": test.split,
+            "profile": "medbench",
+            "skipped": about["skipped"],
+        }
     total = predicted["parameters"]["total"]
     trainable = spec.budget.trainable
     record = {
@@ -168,7 +173,9 @@ def _rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     run |= {key: parameters[key] for key in parameters if key != "total"}
     run |= {"folder": str(folder), "trained_on": "+".join(record["trained_on"])}
     return [
-        run | {"task": task, "split": content["split"], "protocol": content["protocol"], "metric": name, "reason": None} | figures
+        run
+        | {"task": task, "split": content["split"], "protocol": content["protocol"], "metric": name, "reason": None}
+        | figures
         for task, content in record["tasks"].items()
         for name, figures in content["metrics"].items()
     ]

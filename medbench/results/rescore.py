@@ -15,9 +15,7 @@ from medbench.scoring.predictions import score_task
 from medbench.spec import load_spec
 
 
-def rescore(
-    predictions: Path, card: Card, split: str, profile: str, data_root: Path | None
-) -> dict[str, Any]:
+def rescore(predictions: Path, card: Card, split: str, profile: str, data_root: Path | None) -> dict[str, Any]:
     """The figures of one task's stored predictions.
 
     Args:

@@ -183,7 +183,7 @@ def differing(row: Row, rows: Sequence[Row]) -> str:
     same = [r for r in rows if (r.method, r.backbone, r.trained_on) == (row.method, row.backbone, row.trained_on)]
     keys = sorted({key for other in same for key in {*row.setting, *other.setting}})
     told = ("method.adapter.", "stages.", "backbone.processor", "generation.", "dtype", "on_bad_item", "method.weights")
-    keys = [key for key in keys if key.startswith(told) and ".mixture." not in key or key.endswith(".weight")]
+    keys = [key for key in keys if (key.startswith(told) and ".mixture." not in key) or key.endswith(".weight")]
     changed = [key for key in keys if len({canonical_json(r.setting.get(key)) for r in same}) > 1]
     return ", ".join(f"{_short(key)}={row.setting.get(key)}" for key in changed)
 
@@ -199,7 +199,15 @@ def render(table: Table, form: Format) -> str:
     seeds = max(len(row.seeds) for row in table.rows)
     setting = {id(row): differing(row, table.rows) for row in table.rows}
     with_setting = any(setting.values())
-    header = ["method", "trained on", *(["setting"] if with_setting else []), "trainable %", "budget", "of budget", "seeds"]
+    header = [
+        "method",
+        "trained on",
+        *(["setting"] if with_setting else []),
+        "trainable %",
+        "budget",
+        "of budget",
+        "seeds",
+    ]
     header += [f"{task} {metric}{_common_n(table, task, metric)}" for task, metric in table.columns]
     body = []
     for row in table.rows:
@@ -221,7 +229,8 @@ def _page(body: str) -> str:
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:80em;padding:0 1em;color:#222}"
         "table{border-collapse:collapse;font-variant-numeric:tabular-nums}p{color:#555}"
-        "th,td{padding:.35em .8em;text-align:left;border-bottom:1px solid #ddd}td{white-space:nowrap}th{border-bottom:2px solid #222}"
+        "th,td{padding:.35em .8em;text-align:left;border-bottom:1px solid #ddd}"
+        "td{white-space:nowrap}th{border-bottom:2px solid #222}"
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>medbench</title>'
@@ -238,7 +247,9 @@ def _notes(table: Table, seeds: int) -> list[str]:
         + (" One seed: the variance of training is unknown." if seeds == 1 else " ± is the deviation between seeds.")
     ]
     if any(not row.parameters["comparable"] for row in table.rows):
-        lines.append("Rows without a figure under 'of budget' do not stand under one budget (reference rows, fixed ranks).")
+        lines.append(
+            "Rows without a figure under 'of budget' do not stand under one budget (reference rows, fixed ranks)."
+        )
     if table.incomplete:
         lines.append(f"{len(table.incomplete)} incomplete runs are left out.")
     return lines
