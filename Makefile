@@ -19,7 +19,7 @@ install: .venv/.installed
 	@touch $@
 
 demo: install
-	$(BIN)/medbench run --method spectral_moe,lora --tasks phantom_demo
+	$(BIN)/medbench run --method spectral_moe,lora --tasks phantom_vqa
 
 test: install
 	$(BIN)/python -m pytest -n 2

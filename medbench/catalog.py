@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from medbench.data.card import Card
+from medbench.data.group import Group
 from medbench.errors import RequestError, did_you_mean
 from medbench.methods import Method
 
@@ -122,16 +123,26 @@ class Catalog:
     def paths(self, kind: Kind) -> dict[str, Path]:
         """Name -> YAML file, for tasks or methods."""
         found: dict[str, Path] = {}
-        folders = list(getattr(self.settings, kind))
-        for entry in entry_points(group=f"medbench.{kind}"):
-            folders.append(_entry_folder(entry))
-        folders.append(packaged(_FOLDERS[kind]))
-        for folder in folders:
+        for folder in self._folders(kind):
             if not folder.is_dir():
                 raise RequestError(f"{kind} folder {folder} does not exist (named in {CONFIG_NAME})")
             for path in sorted(folder.glob("*.yaml")):
                 found.setdefault(path.stem, path)
         return found
+
+    def groups(self) -> dict[str, Path]:
+        """Name -> YAML file of the groups of tasks: those of the folder `groups` in each folder of tasks."""
+        found: dict[str, Path] = {}
+        for folder in self._folders("tasks"):
+            for path in sorted(folder.glob("groups/*.yaml")):
+                found.setdefault(path.stem, path)
+        return found
+
+    def _folders(self, kind: Kind) -> list[Path]:
+        folders = list(getattr(self.settings, kind))
+        for entry in entry_points(group=f"medbench.{kind}"):
+            folders.append(_entry_folder(entry))
+        return [*folders, packaged(_FOLDERS[kind])]
 
     def task(self, name: str) -> Card:
         """The card of a task, by name or path."""
@@ -143,10 +154,33 @@ class Catalog:
         path = self._find("methods", name)
         return Method.parse(read_yaml(path), path)
 
+    def group(self, name: str) -> Group:
+        """A group of tasks, by name."""
+        path = self.groups()[name]
+        return Group.parse(read_yaml(path), path)
+
     def task_names(self, pattern: str) -> list[str]:
-        """The tasks that a name or a wildcard (`slake*`) stands for, in alphabetical order."""
-        if pattern.endswith((".yaml", ".yml")) or not any(sign in pattern for sign in "*?["):
+        """The tasks that a name, a group or a wildcard (`slake*`, in alphabetical order) stands for.
+
+        Raises:
+            RequestError: a wildcard matches nothing, or a group has members without a card: they are named, since a
+                group without them would be another group.
+        """
+        if pattern.endswith((".yaml", ".yml")):
             return [pattern]
+        if not any(sign in pattern for sign in "*?["):
+            known = self.paths("tasks")
+            if pattern in known or pattern not in self.groups():
+                return [pattern]
+            members = self.group(pattern).task
+            missing = [name for name in members if name not in known]
+            if missing:
+                rest = ",".join(name for name in members if name in known) or "none"
+                raise RequestError(
+                    f"group {pattern}: {len(missing)} of its {len(members)} tasks have no card yet: "
+                    f"{', '.join(missing)}; those that have one: {rest}"
+                )
+            return list(members)
         names = sorted(fnmatch.filter(self.paths("tasks"), pattern))
         if not names:
             raise RequestError(f"no task matches {pattern!r}; {did_you_mean(pattern, self.paths('tasks'))}")
@@ -157,5 +191,8 @@ class Catalog:
             return Path(name)
         paths = self.paths(kind)
         if name not in paths:
-            raise RequestError(f"unknown {kind[:-1]} {name!r}; {did_you_mean(name, paths)}")
+            groups = self.groups() if kind == "tasks" else {}
+            if name in groups:
+                raise RequestError(f"{name} is a group of tasks; name one: {', '.join(self.group(name).task)}")
+            raise RequestError(f"unknown {kind[:-1]} {name!r}; {did_you_mean(name, [*paths, *groups])}")
         return paths[name]

@@ -11,7 +11,10 @@ import typer
 
 from medbench import __version__
 from medbench.catalog import Catalog
-from medbench.errors import RequestError, did_you_mean
+from medbench.cli_data import data_app
+from medbench.cli_nano import nano_app
+from medbench.cli_options import DataRoot, Json, choice, print_json, split_names
+from medbench.errors import RequestError
 from medbench.progress import speaks
 
 app = typer.Typer(
@@ -22,28 +25,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Look after the data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(nano_app, name="nano")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(help="Folder that holds the data sets' folders [default: data_root of medbench.toml, else the hub]."),
-]
 Out = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 BackboneName = Annotated[
     str,
     typer.Option(help="A name of `list backbones`, a local folder, or a hub id of an image-text-to-text model."),
 ]
 DEFAULT_OUT = Path("results/runs")
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _version(wanted: bool) -> None:
@@ -63,7 +53,7 @@ def _root(
 
 @app.command()
 def run(
-    tasks: Annotated[str, typer.Option(help="What to test: names or wildcards, comma-separated.")],
+    tasks: Annotated[str, typer.Option(help="What to test: names, groups or wildcards, comma-separated.")],
     method: Annotated[str, typer.Option(help="Methods, comma-separated; each is a run of its own.")] = "spectral_moe",
     train_tasks: Annotated[
         list[str] | None,
@@ -98,6 +88,13 @@ def run(
     adapter: Annotated[
         str | None, typer.Option(help="Test this peft adapter (folder or hub id) instead of training one.")
     ] = None,
+    blind: Annotated[
+        str | None,
+        typer.Option(
+            help="Blank images instead of the real ones: test (after the usual training), or train (in training, too; "
+            "method none, which is not trained: as test). Then `table --blind`."
+        ),
+    ] = None,
     report_to: Annotated[str, typer.Option(help="Experiment trackers, as transformers names them.")] = "",
     data_root: DataRoot = None,
     out: Out = DEFAULT_OUT,
@@ -117,29 +114,30 @@ def run(
     catalog = Catalog()
     root = data_root or catalog.settings.data_root
     request = Request(
-        tasks=_split(tasks),
-        methods=_split(method),
-        train_tasks=[_split(stage) for stage in train_tasks or []],
+        tasks=split_names(tasks),
+        methods=split_names(method),
+        train_tasks=[split_names(stage) for stage in train_tasks or []],
         backbone=backbone,
         budget=budget,
         seeds=_seeds(seeds),
-        split=_choice("--split", split, ("test", "validation")),
-        protocol=_choice("--protocol", protocol, ("zero_shot", "in_domain")) if protocol else None,
+        split=choice("--split", split, ("test", "validation")),
+        protocol=choice("--protocol", protocol, ("zero_shot", "in_domain")) if protocol else None,
         limit=limit,
         train_limit=train_limit,
         settings=parse_settings(settings or []),
         batch_size=batch_size,
         dtype=dtype,
-        on_bad_item=_choice("--on-bad-item", on_bad_item, ("fail", "skip")),
+        on_bad_item=choice("--on-bad-item", on_bad_item, ("fail", "skip")),
         adapter=adapter,
         data_root=root,
+        blind=None if blind is None else choice("--blind", blind, ("train", "test")),
     )
     plan = resolve(request, catalog)
     if dry_run:
         from medbench.preview import preview, preview_text
 
         rows = [preview(spec, plan, root) for spec in plan.specs]
-        _print_json({"plan": rows}) if as_json else print(preview_text(rows))
+        print_json({"plan": rows}) if as_json else print(preview_text(rows))
         return
     about = f"backbone {plan.backbone.name}: {plan.backbone.description} The paper's is --backbone qwen2.5-vl-7b."
     jobs = [
@@ -150,7 +148,7 @@ def run(
             out / spec.identity,
             root,
             device,
-            tuple(_split(report_to)),
+            tuple(split_names(report_to)),
             plan.adapter,
             command_words(sys.argv[1:]),
         )
@@ -170,18 +168,19 @@ def _report(folders: list[Path], as_json: bool) -> None:
         runs = [
             {
                 **{key: record[key] for key in ("run", "method", "seed")},
+                "blind": record.get("blind"),
                 "tasks": {name: {key: task[key] for key in ("n", "metrics")} for name, task in record["tasks"].items()},
             }
             for record in records
         ]
-        _print_json({"runs": runs})
+        print_json({"runs": runs})
     else:
         print(render(build_table(folders), "md"), end="")
 
 
 def _seeds(text: str) -> list[int]:
     try:
-        seeds = [int(part) for part in _split(text)]
+        seeds = [int(part) for part in split_names(text)]
     except ValueError as error:
         raise RequestError(f"--seeds {text!r}: expected whole numbers, for example 0,1,2") from error
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**32:  # what numpy takes
@@ -189,22 +188,16 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _choice(option: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise RequestError(f"{option} {value!r}: {did_you_mean(value, known)}")
-    return value
-
-
 @app.command("list")
 def list_names(
-    what: Annotated[str, typer.Argument(help="tasks, methods, backbones or profiles.")],
+    what: Annotated[str, typer.Argument(help="tasks, groups, methods, backbones or profiles.")],
     as_json: Json = False,
 ) -> None:
     """List what there is by name."""
     from medbench.listing import LISTS, text_table
 
-    rows = LISTS[_choice("list", what, tuple(LISTS))](Catalog())
-    _print_json(rows) if as_json else print(text_table(rows))
+    rows = LISTS[choice("list", what, tuple(LISTS))](Catalog())
+    print_json(rows) if as_json else print(text_table(rows))
 
 
 @app.command()
@@ -218,41 +211,9 @@ def budget(
     from medbench.listing import budget_rows, text_table
 
     catalog = Catalog()
-    names = sorted(catalog.paths("methods")) if method == "all" else _split(method)
+    names = sorted(catalog.paths("methods")) if method == "all" else split_names(method)
     rows = budget_rows(catalog, backbone, names, budget, strict=method != "all")
-    _print_json(rows) if as_json else print(text_table(rows))
-
-
-@data_app.command("status")
-def data_status(
-    task: Annotated[list[str] | None, typer.Argument(help="Tasks [default: all].")] = None,
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Show which tasks' data is there, and how to get the rest."""
-    from medbench.listing import status_rows, text_table
-
-    catalog = Catalog()
-    rows = status_rows(catalog, task or sorted(catalog.paths("tasks")), data_root or catalog.settings.data_root)
-    _print_json(rows) if as_json else print(text_table(rows))
-
-
-@data_app.command("verify")
-def data_verify(
-    task: Annotated[list[str], typer.Argument(help="Tasks.")],
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Check counts, digests and every image of tasks; exit 1 when something is wrong."""
-    from medbench.data.verify import verify_task
-    from medbench.listing import text_table
-
-    catalog = Catalog()
-    root = data_root or catalog.settings.data_root
-    rows = [row for name in task for row in verify_task(catalog.task(name), root)]
-    _print_json(rows) if as_json else print(text_table(rows))
-    if any(row["problems"] for row in rows):
-        raise typer.Exit(1)
+    print_json(rows) if as_json else print(text_table(rows))
 
 
 @app.command()
@@ -271,7 +232,7 @@ def score(
     catalog = Catalog()
     figures = rescore(predictions, catalog.task(task), split, profile, data_root or catalog.settings.data_root)
     if as_json:
-        _print_json(figures)
+        print_json(figures)
     else:
         print(text_table([{"metric": name} | entry for name, entry in figures["metrics"].items()]))
 
@@ -283,15 +244,24 @@ def table(
     ] = None,
     form: Annotated[str, typer.Option("--format", help="md, csv, latex or html.")] = "md",
     metrics: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "closed_accuracy,open_recall",
+    blind: Annotated[
+        bool, typer.Option("--blind", help="What the image adds: sighted rows beside their blind twins, paired.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fold runs into a table: methods as rows, tasks as columns, mean over seeds with interval."""
+    """Fold runs into a table: methods as rows, tasks as columns, mean over seeds with interval.
+
+    Blind runs are rows of their own; --blind sets each against the sighted row that it differs from in nothing else.
+    """
+    from medbench.results.blind import build_blind_table, render_blind
     from medbench.results.tables import build_table, render
 
-    chosen: Any = _choice("--format", form, ("md", "csv", "latex", "html"))
-    built = build_table(runs or [DEFAULT_OUT], _split(metrics))
-    if as_json:
-        frame = built.frame()
-        _print_json(json.loads(frame.to_json(orient="records")))
+    chosen: Any = choice("--format", form, ("md", "csv", "latex", "html"))
+    paths, names = runs or [DEFAULT_OUT], split_names(metrics)
+    if blind:
+        twins = build_blind_table(paths, names)
+        frame, text = twins.frame(), render_blind(twins, chosen)
     else:
-        print(render(built, chosen), end="")
+        built = build_table(paths, names)
+        frame, text = built.frame(), render(built, chosen)
+    print_json(json.loads(frame.to_json(orient="records"))) if as_json else print(text, end="")

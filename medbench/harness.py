@@ -12,8 +12,10 @@ from typing import Any
 
 from medbench.catalog import Catalog
 from medbench.data.card import Metadata
+from medbench.data.item import lettered
 from medbench.data.load import load_items
 from medbench.errors import RequestError
+from medbench.scoring.choices import named_option
 from medbench.scoring.profiles import get_profile
 from medbench.scoring.vqa import METRICS
 
@@ -26,7 +28,8 @@ def dataset(**metadata: Any) -> dict[str, Any]:
             `task`, the card's name, when it cannot be told from the metadata.
 
     Returns:
-        Split name -> data set with columns id, image, question, answer, type.
+        Split name -> data set with columns id, image, question, answer, type, options (as a prompt shows them) and
+        choices (the same as a list; both empty unless the question is multiple choice).
 
     Raises:
         RequestError: the metadata is no card's, or the data is not there.
@@ -38,7 +41,8 @@ def dataset(**metadata: Any) -> dict[str, Any]:
     folder = Path(root) if root else None
     card = _card_of(metadata, catalog)
     features = datasets.Features(
-        {name: datasets.Value("string") for name in ("id", "question", "answer", "type")} | {"image": datasets.Image()}
+        {name: datasets.Value("string") for name in ("id", "question", "answer", "type", "options")}
+        | {"choices": datasets.Sequence(datasets.Value("string")), "image": datasets.Image()}
     )
 
     def rows(split: str, digest: str) -> Any:
@@ -50,6 +54,8 @@ def dataset(**metadata: Any) -> dict[str, Any]:
                 "question": item.question,
                 "answer": item.answer,
                 "type": item.type,
+                "options": lettered(item.options),
+                "choices": list(item.options),
                 "image": image,
             }
 
@@ -74,12 +80,12 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     """The figures of one item under the default profile, by the names of the card's `metric_list`.
 
     Args:
-        doc: a row of `dataset`.
+        doc: a row of `dataset` (`choices` may be absent).
         results: the generated answer.
     """
     profile = get_profile("medbench")
     rule = profile.score_closed if doc["type"] == "closed" else profile.score_open
-    scores = rule(doc["answer"], results[0])
+    scores = rule(doc["answer"], named_option(results[0], doc.get("choices") or ()))
     return {
         name: float(value)
         for name, (kind, column) in METRICS.items()

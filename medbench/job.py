@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Data:
-    """The checked splits of a run, and what the record says about them."""
+    """The checked splits of a run, and what the record says about them and about the leaks between them."""
 
     splits: dict[tuple[str, str], Checked]
     about: dict[str, Any]
+    leaks: list[dict[str, Any]] = field(default_factory=list)
 
     def items(self, spec: DataSpec) -> Checked:
         """The items a spec names, limits applied."""

@@ -9,6 +9,7 @@ from typing import Any
 from medbench.backbones.registry import LayerTable, backbone_names, get_backbone
 from medbench.budget import allocate, count_parameters, parse_budget
 from medbench.catalog import Catalog
+from medbench.data.card import Card
 from medbench.data.load import locate
 from medbench.errors import RequestError
 from medbench.methods import Method, Recipe
@@ -36,20 +37,45 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def task_rows(catalog: Catalog) -> Rows:
-    """The tasks."""
+    """The tasks, and the groups of tasks by their sizes (`group_rows` names their members)."""
     cards = [catalog.task(name) for name in sorted(catalog.paths("tasks"))]
-    return [
+    tasks: Rows = [
         {
             "name": card.name,
             "kind": card.metadata.kind,
             "dataset": card.metadata.dataset,
-            "splits": [f"{split} {about.count:,}" for split, about in card.metadata.splits.items()],
+            "splits": [
+                f"{split} {'not pinned' if about.count is None else f'{about.count:,}'}"
+                for split, about in card.metadata.splits.items()
+            ],
             "metrics": [entry.metric for entry in card.metric_list[:2]],
             "licence": card.metadata.licence,
             "access": card.metadata.access,
             "confidence": card.metadata.confidence.level,
         }
         for card in cards
+    ]
+    empty: dict[str, Any] = {"metrics": [], "licence": None, "access": None, "confidence": None}
+    for group in group_rows(catalog):
+        missing = [f"{len(group['missing'])} without a card"] if group["missing"] else []
+        about = {"dataset": group["description"], "splits": [f"{len(group['tasks'])} tasks", *missing]}
+        tasks.append({"name": group["name"], "kind": "group"} | about | empty)
+    return tasks
+
+
+def group_rows(catalog: Catalog) -> Rows:
+    """The groups of tasks, with their members and those of them that have no card yet."""
+    known = catalog.paths("tasks")
+    groups = [catalog.group(name) for name in sorted(catalog.groups())]
+    return [
+        {
+            "name": group.name,
+            "kind": "group",
+            "description": group.metadata.description,
+            "tasks": list(group.task),
+            "missing": [name for name in group.task if name not in known],
+        }
+        for group in groups
     ]
 
 
@@ -82,6 +108,7 @@ def profile_rows(catalog: Catalog) -> Rows:
 
 LISTS: dict[str, Callable[[Catalog], Rows]] = {
     "tasks": task_rows,
+    "groups": group_rows,
     "methods": method_rows,
     "backbones": backbone_rows,
     "profiles": profile_rows,
@@ -153,5 +180,13 @@ def status_rows(catalog: Catalog, names: Sequence[str], data_root: Path | None) 
         else:
             folder = None if card.metadata.access == "generated" else str(location.folder)
             row |= {"status": "found", "layout": location.layout, "folder": folder, "note": None}
-        rows.append(row | {"licence": card.metadata.licence})
+        rows.append(row | {"pinned": _pinned(card), "licence": card.metadata.licence})
     return rows
+
+
+def _pinned(card: Card) -> str:
+    """What of a card's splits is checked against the data."""
+    splits = card.metadata.splits.values()
+    if all(split.digest for split in splits):
+        return "questions"
+    return "counts" if all(split.count for split in splits) else "not pinned"

@@ -54,6 +54,7 @@ class Request:
     on_bad_item: OnBadItem = "fail"
     adapter: str | None = None
     data_root: Path | None = None
+    blind: Literal["train", "test"] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ def _resolve_one(
         dtype=_dtype(request.dtype, backbone),
         generation=generation,
         on_bad_item=request.on_bad_item,
+        # Without training, blind training is blind testing: one run, not two that say the same.
+        blind=request.blind if stages or request.blind is None else "test",
     )
     return _with_protocol(spec, request.protocol, cards)
 
@@ -211,6 +214,8 @@ def _of_adapter(
     from medbench.backbones.adapt import read_adapter_config, read_origin, stored_parameters
 
     config = read_adapter_config(folder)
+    if request.blind == "train":
+        raise RequestError("--blind train: --adapter tests an adapter as it is; nothing is trained; use --blind test")
     for key in request.settings:
         if key.partition(".")[0] in ("training", "adapter", "mixture"):
             raise RequestError(f"--set {key}: --adapter tests an adapter as it is; nothing is trained")
@@ -235,6 +240,7 @@ def _of_adapter(
         dtype=_dtype(request.dtype, backbone),
         generation=generation,
         on_bad_item=request.on_bad_item,
+        blind=request.blind,
     )
 
 
@@ -247,6 +253,8 @@ def _data(card: Card, split: Any, limit: int | None, request: Request) -> DataSp
     if split not in published_splits(card):
         if split in ("train", "fit"):
             raise RequestError(f"task {card.name} has no training split; name other tasks with --train-tasks")
+        if card.task is None:
+            raise RequestError(f"task {card.name} can only be trained on; name it with --train-tasks")
         raise RequestError(f"task {card.name} has no split {split!r}; it has {', '.join(published_splits(card))}")
     source = split if split in card.metadata.splits else "train"
     pinned = card.metadata.splits[source].digest  # type: ignore[index]

@@ -46,6 +46,7 @@ def preview(spec: RunSpec, plan: Plan, data_root: Path | None) -> dict[str, Any]
         "seed": spec.seed,
         "backbone": spec.backbone.name,
         "protocol": spec.protocol,
+        "blind": spec.blind,
         "rank": spec.method.adapter.get("r"),
         "trainable_parameters": spec.budget.trainable,
         "budget": spec.budget.request or None,
@@ -75,11 +76,13 @@ def memory_estimate(spec: RunSpec, backbone: Backbone) -> int:
 
 def preview_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The plans as a table."""
+    blind = any(row["blind"] for row in rows)
     return text_table(
         [
             {
                 "method": row["method"],
                 "seed": row["seed"],
+                **({"blind": row["blind"]} if blind else {}),
                 "rank": row["rank"],
                 "trainable": row["trainable_parameters"],
                 "of budget": None if row["budget_distance"] is None else f"{100 * row['budget_distance']:+.1f} %",

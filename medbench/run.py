@@ -32,7 +32,8 @@ def run(job: Job) -> Path:
         _tidy(job.folder)
         return job.folder
     # Imported here: a finished run, and everything that only reads runs, needs no torch.
-    from medbench.steps import Workplace, check_data, fit, predict
+    from medbench.steps import check_data, fit, predict
+    from medbench.workplace import Workplace
 
     work = Workplace.of(job)
     with run_lock(job.folder) if work.is_first else nullcontext():
@@ -101,7 +102,9 @@ def run_all(jobs: list[Job], announce: Callable[[str], None] = note, heading: st
         announce(heading)
     folders = []
     for number, job in enumerate(jobs, start=1):
-        name = f"[{number}/{len(jobs)}] {job.spec.method.name} seed {job.spec.seed}, run {job.folder.name[:12]}"
+        blind = f" blind {job.spec.blind}" if job.spec.blind else ""
+        about = f"{job.spec.method.name} seed {job.spec.seed}{blind}"
+        name = f"[{number}/{len(jobs)}] {about}, run {job.folder.name[:12]}"
         announce(f"{name}: finished before" if is_finished(job.folder) else name)
         folders.append(run(job))
     return folders

@@ -21,6 +21,8 @@ from medbench.methods import Training
 #: Raised whenever the meaning of a field, or the code behind a figure, changes: then old runs are not mistaken for new.
 SPEC_VERSION = 1
 _CONFIG = ConfigDict(extra="forbid")
+#: Fields of `RunSpec` that are younger than `SPEC_VERSION`, and their defaults in JSON.
+_LATER = {"blind": None}
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -113,10 +115,15 @@ class RunSpec:
     generation: Generation = dataclasses.field(default_factory=Generation)
     on_bad_item: Literal["fail", "skip"] = "fail"
     version: int = SPEC_VERSION
+    #: `train`: trained and tested on blank images; `test`: trained as usual, tested on blank images.
+    blind: Literal["train", "test"] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON values."""
+        """The spec as plain JSON values; a field in `_LATER` is left out at its default."""
         content: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        for name, default in _LATER.items():
+            if content[name] == default:
+                del content[name]
         return content
 
     @property

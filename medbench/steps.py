@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +14,17 @@ import torch
 from medbench.backbones.adapt import attach, load_adapter, save_adapted, trainable_parameters
 from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.data.check import Checked, check_images
+from medbench.data.leaks import leaks_between
 from medbench.data.load import limited, load_items
-from medbench.errors import RequestError, WorkError
+from medbench.errors import WorkError
 from medbench.files import folder_digest, publish_folder, read_parquet, write_parquet
 from medbench.inference.predict import Predictor, chunks
 from medbench.job import Data, Job
 from medbench.progress import progress_bar
 from medbench.results.environment import environment, peak_memory, reset_peak_memory
 from medbench.spec import DataSpec, Stage
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where a run is computed: this process's device, and its place among the processes of one run."""
-
-    device: torch.device
-    dtype: torch.dtype
-    state: Any
-
-    @classmethod
-    def of(cls, job: Job) -> Workplace:
-        """Picks the device and joins the other processes, if there are any."""
-        from accelerate import PartialState
-
-        quiet()
-        asked = job.device
-        if asked == "auto":
-            asked = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(asked)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise RequestError(f"--device {asked}: not available here ({str(error).splitlines()[0]})") from error
-        state = PartialState(cpu=device.type == "cpu")
-        if state.num_processes > 1:
-            device = state.device
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        return cls(device, getattr(torch, job.spec.dtype), state)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process does what only one may do."""
-        return bool(self.state.is_main_process)
-
-    def wait(self) -> None:
-        """Waits for the other processes."""
-        self.state.wait_for_everyone()
-
-
-def quiet() -> None:
-    """Keeps the libraries' own bars and chatter off stderr; errors stay."""
-    import warnings
-
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|torch")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+from medbench.twin import borrow_fit
+from medbench.workplace import Workplace
 
 
 def check_data(job: Job, work: Workplace) -> Data:
@@ -82,7 +35,10 @@ def check_data(job: Job, work: Workplace) -> Data:
         WorkError: the data is not what the card says, or not what it was when the run began.
     """
     wanted = {(d.task, d.split): d for d in job.spec.tests}
-    wanted |= {(p.data.task, p.data.split): p.data for stage in job.spec.stages for p in stage.mixture}
+    trained = {(p.data.task, p.data.split): p.data for stage in job.spec.stages for p in stage.mixture}
+    wanted |= trained
+    # What leaks is for the record, which one process writes; without training nothing can.
+    look = bool(trained) and work.is_first
     splits: dict[tuple[str, str], Checked] = {}
     about: dict[str, Any] = {}
     with progress_bar("checking images") as step:
@@ -92,7 +48,7 @@ def check_data(job: Job, work: Workplace) -> Data:
             if spec.digest is not None and loaded.digest != spec.digest:
                 raise WorkError(f"task {spec.task}: the data changed between planning and reading")
             items = limited(loaded.items, spec.limit, spec.split)
-            checked = check_images(spec.task, items, job.spec.on_bad_item, step)
+            checked = check_images(spec.task, items, job.spec.on_bad_item, step, fingerprints=look)
             splits[key] = checked
             skipped = [*loaded.skipped, *checked.skipped]
             about[f"{spec.task}/{spec.split}"] = {
@@ -112,11 +68,12 @@ def check_data(job: Job, work: Workplace) -> Data:
         )
     if before is None and work.is_first:
         job.finish("data", about)
-    return Data(splits, about)
+    tests = [(test.task, test.split) for test in job.spec.tests]
+    return Data(splits, about, leaks_between(splits, tests, trained) if look else [])
 
 
 def fit(job: Job, work: Workplace, data: Data) -> None:
-    """Trains the stages in turn on one adapter, and publishes `adapter/`."""
+    """Trains the stages in turn on one adapter (or takes the sighted twin's), and publishes `adapter/`."""
     from transformers import set_seed
 
     from medbench.training.fit import FitResult, Runtime
@@ -127,12 +84,16 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
         # Answers of an adapter that is gone must not stand beside the new one's.
         shutil.rmtree(job.folder / "parts", ignore_errors=True)
         (job.folder / "predict.json").unlink(missing_ok=True)
+        borrow_fit(job, data)
     work.wait()
+    if job.step("fit") is not None:
+        return
     reset_peak_memory(work.device)
     set_seed(spec.seed)
     full = spec.method.tuner == "full"
     # Weights that are trained stay float32; a frozen base is kept in the run's dtype.
     vlm = load_vlm(job.backbone, torch.float32 if full else work.dtype, work.device, spec.backbone.processor)
+    vlm.blind = spec.blind == "train"
     total = sum(p.numel() for p in vlm.model.parameters())
     attach(vlm, spec.method, spec.seed)
     trainable = trainable_parameters(vlm)
@@ -226,10 +187,10 @@ def load_run_model(job: Job, work: Workplace) -> Vlm:
     fitted = job.step("fit")
     if fitted is not None and fitted["weights"]["adapter"] != _adapter_digest(job):
         raise WorkError(f"{folder}: the weights are gone or changed since the fit; remove {job.folder / 'fit.json'}")
-    if spec.method.tuner == "full":
-        return load_vlm(job.backbone, work.dtype, work.device, spec.backbone.processor, folder)
-    vlm = load_vlm(job.backbone, work.dtype, work.device, spec.backbone.processor)
-    if spec.method.tuner != "none":
+    full = spec.method.tuner == "full"
+    vlm = load_vlm(job.backbone, work.dtype, work.device, spec.backbone.processor, folder if full else None)
+    vlm.blind = spec.blind is not None
+    if spec.method.tuner not in ("none", "full"):
         load_adapter(vlm, folder)
     return vlm
 

@@ -27,9 +27,12 @@ SIGN = "<image>"
 def test_packaged_cards(name: str) -> None:
     card = CATALOG.task(name)
     assert {entry.metric for entry in card.metric_list} <= set(METRICS)
-    item = SimpleNamespace(question="Is it?", answer="Left Lung ")
-    assert card.render_prompt(item).startswith("Is it?\n")
-    assert card.render_target(item) == "left lung"
+    item = SimpleNamespace(question="Is it?", answer="Left Lung ", options=("Left Lung", "Liver"))
+    assert re.match(r"Is it\?(\n|$)", card.render_prompt(item))
+    assert card.render_target(item).casefold() == "left lung"
+    if card.task is None:
+        assert set(card.metadata.splits) == {"train"}
+        return
     for split in ("training", "validation", "test"):
         ours = {"training": "train"}.get(split, split)
         assert (getattr(card, f"{split}_split") == ours) == (ours in card.metadata.splits)
@@ -63,7 +66,12 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
     [
         ("doc_to_text", None, "doc_to_text: is missing; add it"),
         ("metadata.licence", None, "metadata.licence: is missing; add it"),
-        ("metadata.splits.test", None, "metadata.splits: a task needs a 'test' split"),
+        ("metadata.splits.test", None, "a task needs a 'test' split; one that is only trained on has 'name'"),
+        ("metadata.splits", {"validation": {"count": 1}}, "metadata.splits: a task needs a 'test' split"),
+        ("name", "toy", "should have either 'task' .* or 'name'"),
+        ("task", None, "should have either 'task' .* or 'name'"),
+        ("metric_list", None, "metric_list is missing; add it"),
+        ("metadata.candidates", ["yes", "yes"], "metadata.candidates: should be different answers, none empty"),
         ("metadata.splits.test.count", None, "metadata.splits.test.count: is missing"),
         ("metadata.splits.dev", {"count": 3}, "metadata.splits.dev"),
         ("metadata.colour", "red", "metadata.colour: is not a field of this file; remove or rename it"),
@@ -86,8 +94,26 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
         ("metadata.layouts", {"vqa_rad_jsn": {}}, "metadata: unknown layout 'vqa_rad_jsn'; did you mean vqa_rad_json?"),
         ("metadata.layouts", {"slake_folder": {}}, "metadata: slake_folder.language: Field required"),
         ("metadata.layouts", {"vqa_rad_json": {"files": {"test": "t"}}}, "vqa_rad_json.files: no file for .*'train'"),
-        ("metadata.layouts", {"phantom": {"seed": 1, "test": 2}}, "metadata: phantom.train: should be the number"),
+        (
+            "metadata.layouts",
+            {"phantom": {"ask": "vqa", "modalities": ["ct"], "seed": 1}},
+            "metadata: phantom.train: should be",
+        ),
         ("metadata.layouts", {"hub_parquet": {"columns": {"img": "x"}}}, "metadata: hub_parquet.columns.img"),
+        ("metadata.layouts", {"omnimedvqa": {}}, "metadata: omnimedvqa: there is only a 'test' split, not 'train'"),
+        (
+            "metadata.layouts",
+            {"llava_conversations": {"files": {}}},
+            "metadata: llava_conversations.files: no file for",
+        ),
+        (
+            *("metadata.layouts", {"vqa_cp": {"files": {}, "images": "../x", "image_field": "i"}}),
+            r"metadata: vqa_cp\.images: should be a path below the folder, without '\.\.', is '\.\./x'",
+        ),
+        (
+            *("metadata.layouts", {"llava_conversations": {"files": {"train": "/etc/passwd"}}}),
+            r"llava_conversations\.files\.train: should be a path below the folder",
+        ),
         ("metadata.hub", {"id": "a/b", "layout": "hub_parquet"}, "hub.layout 'hub_parquet' is none of layouts"),
         ("task", "tox", "task: is 'tox' but the file is named 'toy'"),
     ],
@@ -187,7 +213,7 @@ def test_a_template_cannot_leave_its_sandbox(toy: Toy, template: str) -> None:
 
 def test_text_in_the_data_is_not_a_template(toy: Toy) -> None:
     card = CATALOG.task(str(toy.card))
-    item = SimpleNamespace(question="{{ 1 + 1 }}", answer="{% raw %}")
+    item = SimpleNamespace(question="{{ 1 + 1 }}", answer="{% raw %}", options=("{{ 2 }}",))
     assert card.render_prompt(item).startswith("{{ 1 + 1 }}\n")
     assert card.render_target(item) == "{% raw %}"
 
@@ -251,7 +277,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("own_cache")
 def test_lm_eval_agrees_on_the_phantoms() -> None:
-    same_through_lm_eval(CATALOG.task("phantom_demo"), None, 40)
+    same_through_lm_eval(CATALOG.task("phantom_vqa"), None, 40)
 
 
 @pytest.mark.usefixtures("own_cache")

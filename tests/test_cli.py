@@ -55,11 +55,11 @@ def check_refused(result: Result, message: str) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
-DEMO = ("run", "--tasks", "phantom_demo")
+DEMO = ("run", "--tasks", "phantom_vqa")
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "method": ((*DEMO, "--method", "lorra"), "unknown method 'lorra'; did you mean lora"),
     "no method": ((*DEMO, "--method", ","), "no method given; use --method"),
-    "task": (("run", "--tasks", "slak"), r"unknown task 'slak'; did you mean slake\?"),
+    "task": (("run", "--tasks", "slak"), r"unknown task 'slak'; did you mean slake"),
     "wildcard": (("run", "--tasks", "zz*"), r"no task matches 'zz\*'"),
     "no tasks": (("run",), "Missing option '--tasks'"),
     "empty tasks": (("run", "--tasks", ""), "no task given; use --tasks"),
@@ -105,10 +105,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "limit": ((*DEMO, "--limit", "0"), "Invalid value for '--limit'"),
     "dtype": ((*DEMO, "--dtype", "int8"), "--dtype 'int8'; known: auto, float32"),
     "on bad item": ((*DEMO, "--on-bad-item", "ignore"), "--on-bad-item 'ignore': known: fail, skip"),
-    "protocol": ((*DEMO, "--protocol", "zero_shot"), "phantom_demo would be trained on"),
+    "protocol": ((*DEMO, "--protocol", "zero_shot"), "phantom_vqa would be trained on"),
     "list": (("list", "task"), "list 'task': did you mean tasks"),
     "budget method": (("budget", "--method", "lorra"), "unknown method 'lorra'"),
-    "score file": (("score", "gone.parquet", "--task", "phantom_demo"), "gone.parquet: no such file"),
+    "score file": (("score", "gone.parquet", "--task", "phantom_vqa"), "gone.parquet: no such file"),
     "table folder": (("table", "gone"), "gone: no such folder"),
     "verify task": (("data", "verify", "slak"), "unknown task 'slak'"),
     "verify data": (("data", "verify", "vqa_rad", "--data-root", "."), "no data in vqa_rad"),
@@ -244,7 +244,7 @@ def test_status_says_how_to_get_the_data(call: Call, toy: Toy) -> None:
     (Path.cwd() / "medbench.toml").write_text(f'tasks = ["{toy.card.parent}"]\ndata_root = "{toy.root}"\n')
     rows = {row["name"]: row for row in json.loads(call("data", "status", "--json").out)}
     assert (rows["toy"]["status"], rows["toy"]["folder"]) == ("found", str(toy.folder))
-    assert rows["phantom_demo"]["status"] == "found"
+    assert rows["phantom_vqa"]["status"] == "found"
     assert rows["vqa_rad"]["status"] == "missing"
     assert "osf.io/89kps" in rows["vqa_rad"]["note"]
     (one,) = json.loads(call("data", "status", "toy", "--json").out)

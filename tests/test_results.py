@@ -42,6 +42,7 @@ def test_the_record_follows_from_the_scores(folder: Path) -> None:
     for task, content in record["tasks"].items():
         figures = task_figures([scores[scores["task"] == task]])
         assert figures["n"] == content["n"]
+        assert figures["metrics"].keys() == content["metrics"].keys()
         for name, entry in figures["metrics"].items():
             assert entry == pytest.approx(content["metrics"][name]), (task, name)
 

@@ -46,6 +46,7 @@ SAMPLE = RunSpec(
     dtype="float32",
     generation=Generation(4, 7),
     on_bad_item="skip",
+    blind="test",
 )
 #: Another allowed value for the fields that take one of a few words.
 WORDS = {
@@ -54,6 +55,7 @@ WORDS = {
     ("protocol",): "zero_shot",
     ("dtype",): "bfloat16",
     ("on_bad_item",): "fail",
+    ("blind",): "train",
     ("stages", 0, "training", "optimizer"): "sgd",
     ("stages", 0, "training", "schedule"): "linear",
     ("stages", 0, "mixture", 0, "data", "split"): "fit",
@@ -224,15 +226,15 @@ def test_none_runs_once_whatever_the_seeds_and_the_others_once_a_seed(toy: Toy) 
 
 def test_protocol_says_what_was_trained_on(toy: Toy) -> None:
     def protocols(**more: Any) -> list[str]:
-        request = Request(tasks=["phantom_demo"], data_root=toy.root, **more)
+        request = Request(tasks=["phantom_vqa"], data_root=toy.root, **more)
         return [spec.protocol for spec in resolve(request, Catalog(Settings())).specs]
 
     other = {"train_tasks": [[str(toy.card)]]}
     assert protocols(methods=["lora", "none"]) == ["in_domain", "zero_shot"]
     assert protocols(methods=["lora"], **other) == ["zero_shot"]
-    with pytest.raises(RequestError, match="phantom_demo would be trained on"):
+    with pytest.raises(RequestError, match="phantom_vqa would be trained on"):
         protocols(methods=["lora"], protocol="zero_shot")
-    with pytest.raises(RequestError, match="nothing of phantom_demo would be trained on"):
+    with pytest.raises(RequestError, match="nothing of phantom_vqa would be trained on"):
         protocols(methods=["lora"], protocol="in_domain", **other)
 
 

@@ -56,15 +56,17 @@ def test_the_wheel_works_on_its_own(installed: Path, tmp_path: Path) -> None:
     where = python(installed, tmp_path, "-c", "import medbench; print(medbench.__file__)")
     assert Path(where.strip()).is_relative_to(installed)
     tasks = json.loads(python(installed, tmp_path, "-m", "medbench", "list", "tasks", "--json"))
-    assert {path.stem for path in (ROOT / "tasks").glob("*.yaml")} == {row["name"] for row in tasks}
+    for kind, folder in (("tasks", ROOT / "tasks"), ("groups", ROOT / "tasks" / "groups")):
+        listed = {row["name"] for row in tasks if (row["kind"] == "group") == (kind == "groups")}
+        assert {path.stem for path in folder.glob("*.yaml")} == listed
     rows = json.loads(python(installed, tmp_path, "-m", "medbench", "budget", "--json"))
     assert {"lora", "spectral_moe"} <= {row["method"] for row in rows}
 
 
 def test_the_wheel_trains_and_tests_its_own_backbone(installed: Path, tmp_path: Path) -> None:
-    words = "run --method lora --tasks phantom_demo --train-limit 16 --limit 4 --json"
+    words = "run --method lora --tasks phantom_vqa --train-limit 16 --limit 4 --json"
     (run,) = json.loads(python(installed, tmp_path, "-m", "medbench", *words.split()))["runs"]
-    assert run["tasks"]["phantom_demo"]["n"] == 4
+    assert run["tasks"]["phantom_vqa"]["n"] == 4
     folder = tmp_path / "results" / "runs" / run["run"]
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
     assert (folder / "record.json").exists()

@@ -66,7 +66,9 @@ def save_adapted(vlm: Vlm, spec: RunSpec, folder: Path) -> None:
         vlm.model.peft_config["default"].base_model_name_or_path = spec.backbone.name
         vlm.model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
-    about = {"backbone": spec.backbone.name, "method": spec.method.name, "trained_on": spec.trained_tasks}
+    # Tested with `--adapter`, an adapter that never saw an image says so in its name.
+    method = spec.method.name + (" trained blind" if spec.blind == "train" else "")
+    about = {"backbone": spec.backbone.name, "method": method, "trained_on": spec.trained_tasks}
     write_json(folder / "medbench.json", about)
 
 

@@ -7,7 +7,8 @@ The shipped weights were made by
 
     python -m medbench.backbones.build medbench/backbones/nano-vl --data-root DIR
 
-from the *training* questions and answers of VQA-RAD and SLAKE (vocabulary only) and seed 0.
+from the *training* questions and answers of VQA-RAD and SLAKE and from texts about phantoms (vocabulary only) and seed
+0; then `medbench nano pretrain` trains them.
 """
 
 from __future__ import annotations
@@ -190,6 +191,9 @@ def main() -> None:
     """Command line of this module (see the top of the file)."""
     from medbench.catalog import Catalog
     from medbench.data.load import load_items
+    from medbench.phantom.draws import Draws
+    from medbench.phantom.pretraining import exchanges, pretraining_scene
+    from medbench.phantom.report import report
 
     parser = argparse.ArgumentParser(description="Build the nano-vl backbone (randomly initialised).")
     parser.add_argument("folder", type=Path)
@@ -201,6 +205,11 @@ def main() -> None:
         card = Catalog().task(name)
         for item in load_items(card, "train", args.data_root).items:
             texts += [card.render_prompt(item), item.answer]
+    for number in range(2000):
+        scene = pretraining_scene(args.seed, number)
+        texts.append(report(scene))
+        for exchange in exchanges(scene, Draws(scene.digest), 6):
+            texts += exchange
     print(json.dumps(build_backbone(args.folder, NANO, texts, args.seed), indent=1))
 
 

@@ -1,4 +1,7 @@
-"""Remembers preprocessed images, within a bound, so that an image asked about ten times is decoded and resized once."""
+"""The pixels a model is shown: a memory of preprocessed images, and the blank image of blind runs.
+
+The memory is bounded; with it an image that is asked about ten times is decoded and resized once.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,23 @@ from PIL import Image
 
 #: Bytes of preprocessed pixels that are kept; the least recently used go first.
 CAPACITY = 256 * 2**20
+
+#: (height, width) and grey value of the blank image, and its key, which no image of a data set has.
+BLANK_SIZE = (448, 448)
+BLANK_GREY = 127
+BLANK_KEY = "\0blank"
+
+
+def blank_image() -> Image.Image:
+    """What a blind run is shown instead of every image: a square of constant mid-grey, RGB.
+
+    It is one and the same for all items, also in size. A blank of each image's own size would keep the number of
+    image tokens, but size and aspect ratio tell which data set, modality and often which image it is, and that is
+    what a blind run must not know. The side is a multiple of every usual patch (14, 16, 28, 32); a processor with
+    a limit of pixels scales it like any image. Mid-grey lies near the mean of the usual normalisations.
+    """
+    height, width = BLANK_SIZE
+    return Image.new("RGB", (width, height), (BLANK_GREY,) * 3)
 
 
 class PixelCache:

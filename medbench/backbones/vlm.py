@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medbench.backbones.pixels import PixelCache
+from medbench.backbones.pixels import BLANK_KEY, BLANK_SIZE, PixelCache, blank_image
 from medbench.backbones.registry import Backbone, LayerTable, shipped_table, table_of, target_pattern
 from medbench.data.item import Item, load_image
 from medbench.errors import RequestError, WorkError
@@ -34,12 +34,14 @@ class Vlm:
         model: the model; a `PeftModel` once an adapter is on it.
         processor: its processor; the tokenizer pads on the left.
         commit: the hub commit of the weights, None for a folder.
+        blind: shown one blank image instead of every image (`load_image`, `image_key` and `image_tokens` see to it).
     """
 
     model: Any
     processor: Any
     device: torch.device
     commit: str | None = None
+    blind: bool = False
 
     @property
     def base(self) -> Any:
@@ -80,16 +82,26 @@ class Vlm:
     def load_image(self, item: Item) -> Any:
         """An item's image for `prompt_batch`: decoded, or a placeholder for pixels that are remembered.
 
+        A blind model gets the blank image; the item's own is not read.
+
         Raises:
             BadItemError: the file is missing, truncated or not an image.
         """
+        place, decode = (BLANK_KEY, blank_image) if self.blind else (item.image.place, lambda: load_image(item))
         cache = self.processor.image_processor
-        if isinstance(cache, PixelCache):
-            return cache.load(item.image.place, lambda: load_image(item))
-        return load_image(item)
+        return cache.load(place, decode) if isinstance(cache, PixelCache) else decode()
+
+    def image_key(self, item: Item) -> str:
+        """Names the image that the model is shown for an item: equal keys, equal pixels."""
+        return BLANK_KEY if self.blind else item.image.key
 
     def image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """Tokens an image of each (height, width) takes; zeros where the processor cannot say (fixed-size models)."""
+        """Tokens an image of each (height, width) takes; zeros where the processor cannot say (fixed-size models).
+
+        For a blind model those of the blank image, whatever the sizes.
+        """
+        if self.blind:
+            sizes = [BLANK_SIZE] * len(sizes)
         count = getattr(self.processor, "_get_num_multimodal_tokens", None)
         if count is None:
             return [0] * len(sizes)

@@ -2,19 +2,22 @@
 
 A generative card is a valid lm-evaluation-harness task: lm-eval's own fields stand at the top level, everything
 of ours under `metadata:`. The prompt (`doc_to_text`), the target (`doc_to_target`) and the generation settings are
-read from lm-eval's fields, so there is one source for both.
+read from lm-eval's fields, so there is one source for both. A card that is only trained on has `name:` instead of
+`task:`, so that lm-eval, which tests, ignores it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from medbench.data.item import lettered
 from medbench.data.layouts import check_layout
 from medbench.errors import RequestError
 from medbench.files import digest
@@ -40,11 +43,19 @@ class Question(Protocol):
         """The gold answer, as published."""
         ...
 
+    @property
+    def options(self) -> Sequence[str]:
+        """The answers that the question offers; none unless it is multiple choice."""
+        ...
+
 
 class Split(_Strict):
-    """How many items a split must have, and the digest of its questions and answers (`data verify` prints it)."""
+    """How many items a split must have, and the digest of its questions and answers (`data verify` prints it).
 
-    count: Annotated[int, Field(gt=0)]
+    `count: null` says that the number is not known for sure, so nothing about the split is pinned.
+    """
+
+    count: Annotated[int, Field(gt=0)] | None
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
@@ -52,10 +63,10 @@ class ClosedRule(_Strict):
     """Decides which questions are closed.
 
     `field`: the data set says so (`name` holds `value`, compared after stripping); `yes_no`: the gold answer is
-    yes or no; `all`: every question is closed.
+    yes or no; `all`: every question is closed; `none`: every question is open.
     """
 
-    rule: Literal["field", "yes_no", "all"]
+    rule: Literal["field", "yes_no", "all", "none"]
     name: str | None = None
     value: str | None = None
 
@@ -93,7 +104,11 @@ class Confidence(_Strict):
 
 
 class Metadata(_Strict):
-    """Our fields of a card."""
+    """Our fields of a card.
+
+    `candidates` are the answers whose likelihoods are compared for each closed question; a question that offers its own
+    options (multiple choice) is compared on those.
+    """
 
     version: Annotated[int, Field(ge=1)]
     kind: Literal["vqa"]
@@ -115,14 +130,25 @@ class Metadata(_Strict):
     @field_validator("splits")
     @classmethod
     def _has_test(cls, value: dict[str, Split]) -> dict[str, Split]:
-        if "test" not in value:
-            raise ValueError("a task needs a 'test' split")
+        if "test" not in value and "train" not in value:
+            raise ValueError("a task needs a 'test' split (or, to be only trained on, a 'train' split)")
+        return value
+
+    @field_validator("candidates")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value) or not all(text.strip() for text in value):
+            raise ValueError("should be different answers, none empty")
         return value
 
     @model_validator(mode="after")
     def _known_layouts(self) -> Metadata:
         for layout, options in self.layouts.items():
             check_layout(layout, options, self.splits)
+            if layout == "vqa_cp" and len(Path(self.folder).parts) != 1:
+                raise ValueError(
+                    f"vqa_cp.images: is relative to the data root, so {self.folder!r} must lie right in it"
+                )
         if self.hub is not None and self.hub.layout not in self.layouts:
             raise ValueError(f"hub.layout {self.hub.layout!r} is none of layouts ({', '.join(self.layouts)})")
         return self
@@ -148,18 +174,19 @@ class Metric(_Strict):
 class Card(_Strict):
     """A task."""
 
-    task: str
-    custom_dataset: str
+    task: str | None = None
+    own_name: Annotated[str | None, Field(alias="name")] = None
+    custom_dataset: str | None = None
     training_split: str | None = None
     validation_split: str | None = None
     test_split: str = "test"
     output_type: Literal["generate_until"] = "generate_until"
-    doc_to_image: list[str]
+    doc_to_image: list[str] = []
     doc_to_text: str
     doc_to_target: str = "{{answer}}"
-    process_results: str
+    process_results: str | None = None
     generation_kwargs: GenerationSettings = GenerationSettings()
-    metric_list: tuple[Metric, ...]
+    metric_list: tuple[Metric, ...] = ()
     metadata: Metadata
 
     @field_validator("doc_to_text")
@@ -173,10 +200,24 @@ class Card(_Strict):
     @classmethod
     def _template(cls, value: str) -> str:
         try:
-            _template(value).render(question="question", answer="answer")
+            _template(value).render(question="question", answer="answer", options="options")
         except Exception as error:  # a template may raise anything
-            raise ValueError(f"not a Jinja template of question and answer ({error})") from error
+            raise ValueError(f"not a Jinja template of question, answer and options ({error})") from error
         return value
+
+    @model_validator(mode="after")
+    def _tested_or_trained_on(self) -> Self:
+        if (self.task is None) == (self.own_name is None):
+            raise ValueError("should have either 'task' (lm-eval's, to be tested) or 'name' (only to be trained on)")
+        tested = "test" in self.metadata.splits
+        if self.task is not None and not tested:
+            raise ValueError("a task needs a 'test' split; one that is only trained on has 'name' instead of 'task'")
+        if self.task is None and tested:
+            raise ValueError("has a 'test' split, so its name should stand in 'task' (lm-eval's), not in 'name'")
+        for field in ("custom_dataset", "doc_to_image", "process_results", "metric_list"):
+            if tested and not getattr(self, field):
+                raise ValueError(f"{field} is missing; add it")
+        return self
 
     @classmethod
     def parse(cls, content: dict[str, Any], path: Path) -> Card:
@@ -186,14 +227,16 @@ class Card(_Strict):
             RequestError: names the file, the field and what would be right.
         """
         card = validated(cls, content, path)
-        if card.task != path.stem:
-            raise RequestError(f"{path}: task: is {card.task!r} but the file is named {path.stem!r}; make them equal")
+        if card.name != path.stem:
+            field = "name" if card.task is None else "task"
+            told = f"is {card.name!r} but the file is named {path.stem!r}; make them equal"
+            raise RequestError(f"{path}: {field}: {told}")
         return card
 
     @property
     def name(self) -> str:
         """The task's name."""
-        return self.task
+        return self.task or self.own_name or ""
 
     @property
     def digest(self) -> str:
@@ -239,6 +282,6 @@ def _template(source: str) -> jinja2.Template:
 
 def _render(source: str, item: Question) -> str:
     try:
-        return _template(source).render(question=item.question, answer=item.answer)
+        return _template(source).render(question=item.question, answer=item.answer, options=lettered(item.options))
     except Exception as error:  # a template may raise anything
         raise RequestError(f"template {source!r}: {error}") from error

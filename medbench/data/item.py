@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Protocol
 
 from medbench.errors import WorkError
@@ -61,6 +63,7 @@ class Item:
         image: the image; `image.key` is the cluster of the statistics.
         closed: whether the card's rule calls the question closed.
         candidates: the answers whose likelihood is compared, for closed questions.
+        options: the answers that the question itself offers (multiple choice), in its order.
     """
 
     id: str
@@ -69,11 +72,23 @@ class Item:
     answer: str
     closed: bool
     candidates: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def type(self) -> str:
         """`closed` or `open`."""
         return "closed" if self.closed else "open"
+
+
+def lettered(options: Sequence[str]) -> str:
+    """A question's options as a prompt shows them: a line each, `A. ...`, `B. ...`; nothing for none.
+
+    Example:
+        >>> print(lettered(["Lung", "Liver"]))
+        A. Lung
+        B. Liver
+    """
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 
 def decode(data: bytes) -> Image:

@@ -108,20 +108,46 @@ def load_items(
     """
     if split not in published_splits(card):
         raise RequestError(f"task {card.name} has no split {split!r}; it has {', '.join(published_splits(card))}")
-    location = locate_or_fetch(card, data_root)
     own_validation = "validation" in card.metadata.splits
     source = "train" if split == "fit" or (split == "validation" and not own_validation) else split
-    rows = get_reader(location.layout).rows(location.folder, location.options, source)
-    found = rows_digest(rows, card.metadata.closed)
+    published = read_published(card, source, data_root)
+    rows, location = published.rows, published.location
     if check:
-        _check(card, source, rows, found, location)
-    items, skipped = _apply(card, rows, on_bad_item)
+        _check(card, source, published)
+    items, skipped = apply_card(card, rows, on_bad_item)
     if split in ("fit", "validation") and not own_validation:
         held = held_out_images(card, sorted({row.image.key for row in rows if row.image}))
         items = [item for item in items if (item.image.key in held) == (split == "validation")]
     if not items:
-        raise WorkError(f"task {card.name}: split {split} in {location.folder} has no usable item")
-    return Loaded(items, tuple(skipped), found, location.layout)
+        raise no_usable_item(card, split, location, skipped)
+    return Loaded(items, tuple(skipped), published.digest, location.layout)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The rows of a published split as a reader found them, and their digest."""
+
+    rows: Sequence[Row]
+    digest: str
+    location: Location
+
+
+def read_published(card: Card, split: str, data_root: Path | None) -> Published:
+    """The rows of a published split, no rule of the card applied but the closed mark in the digest.
+
+    Raises:
+        RequestError: no data.
+        WorkError: a file is broken.
+    """
+    location = locate_or_fetch(card, data_root)
+    rows = get_reader(location.layout).rows(location.folder, location.options, split)
+    return Published(rows, rows_digest(rows, card.metadata.closed), location)
+
+
+def no_usable_item(card: Card, split: str, location: Location, skipped: Sequence[str]) -> WorkError:
+    """The error of a split in which nothing can be used; names the first reason."""
+    first = f"; the first: {skipped[0]}" if skipped else ""
+    return WorkError(f"task {card.name}: split {split} in {location.folder} has no usable item{first}")
 
 
 def limited(items: Sequence[Item], limit: int | None, split: str) -> list[Item]:
@@ -147,23 +173,25 @@ def held_out_images(card: Card, keys: Sequence[str]) -> frozenset[str]:
 
 
 def rows_digest(rows: Sequence[Row], rule: ClosedRule) -> str:
-    """The sha256 over what the rows say: id, image name, question, answer, closed or not, unusable or not."""
-    return digest(
-        [
-            [r.id, r.image.key if r.image else "", r.question, r.answer, _closed_mark(rule, r), bool(r.error)]
-            for r in rows
-        ]
-    )
+    """The sha256 over what the rows say: id, image name, question, answer, closed or not, unusable or not, options."""
+    return digest([_said(row, rule) for row in rows])
+
+
+def _said(row: Row, rule: ClosedRule) -> list[object]:
+    image = row.image.key if row.image else ""
+    said = [row.id, image, row.question, row.answer, _closed_mark(rule, row), bool(row.error)]
+    return [*said, list(row.options)] if row.options else said
 
 
 def _closed_mark(rule: ClosedRule, row: Row) -> str:
     return row.fields.get(rule.name or "", "") if rule.rule == "field" else str(is_closed(rule, row))
 
 
-def _check(card: Card, split: str, rows: Sequence[Row], found: str, location: Location) -> None:
+def _check(card: Card, split: str, published: Published) -> None:
     expected = card.metadata.splits[split]  # type: ignore[index]
-    where = f"task {card.name}, split {split} in {location.folder}"
-    if len(rows) != expected.count:
+    rows, found = published.rows, published.digest
+    where = f"task {card.name}, split {split} in {published.location.folder}"
+    if expected.count not in (None, len(rows)):
         raise WorkError(
             f"{where}: {len(rows)} items, the card expects {expected.count}; "
             "another publication of this data set needs a card of its own"
@@ -176,7 +204,12 @@ def _check(card: Card, split: str, rows: Sequence[Row], found: str, location: Lo
         )
 
 
-def _apply(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple[list[Item], list[str]]:
+def apply_card(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple[list[Item], list[str]]:
+    """The usable items of rows under a card's rules, and what is wrong with each other row.
+
+    Raises:
+        BadItemError: a row is wrong or its image file is missing, and `on_bad_item` is `fail`.
+    """
     items: list[Item] = []
     skipped: list[str] = []
     exists: dict[str, bool] = {}
@@ -199,8 +232,8 @@ def _apply(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple[lis
             continue
         seen.add(row.id)
         closed = is_closed(rule, row)
-        candidates = card.metadata.candidates if closed else ()
-        items.append(Item(row.id, row.image, row.question, row.answer, closed, candidates))
+        candidates = (tuple(dict.fromkeys(row.options)) or card.metadata.candidates) if closed else ()
+        items.append(Item(row.id, row.image, row.question, row.answer, closed, candidates, row.options))
     return items, skipped
 
 
@@ -208,4 +241,6 @@ def is_closed(rule: ClosedRule, row: Row) -> bool:
     """Whether a card's rule calls a row closed."""
     if rule.rule == "field":
         return row.fields[rule.name or ""].casefold() == (rule.value or "").casefold()
-    return rule.rule == "all" or row.answer.strip().casefold() in ("yes", "no")
+    if rule.rule == "yes_no":
+        return row.answer.strip().casefold() in ("yes", "no")
+    return rule.rule == "all"

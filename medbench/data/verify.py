@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medbench.data.card import Card
+from medbench.data.card import Card, Split
 from medbench.data.check import check_images
-from medbench.data.load import load_items
+from medbench.data.load import apply_card, no_usable_item, read_published
+from medbench.data.readers import Row
 from medbench.errors import RequestError, WorkError
 from medbench.progress import progress_bar
+
+#: This many missing images are named, each with its items; more of them, or all, are counted in one line.
+NAMED = 10
 
 
 def verify_task(card: Card, data_root: Path | None) -> list[dict[str, Any]]:
@@ -23,25 +28,53 @@ def verify_task(card: Card, data_root: Path | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"task": card.name, "split": split, "expected": expected.count}
         problems: list[str] = []
         try:
-            loaded = load_items(card, split, data_root, "skip", check=False)
-            problems += loaded.skipped
-            if len(loaded.items) + len(loaded.skipped) != expected.count:
-                problems.append(f"{len(loaded.items) + len(loaded.skipped)} items, expected {expected.count}")
-            if expected.digest not in (None, loaded.digest):
-                problems.append("questions or answers differ from the card's digest")
-            with progress_bar(f"verify {card.name} {split}") as step:
-                checked = check_images(card.name, loaded.items, "skip", step)
-            problems += checked.skipped
-            row |= {
-                "items": len(checked.items),
-                "closed": sum(item.closed for item in checked.items),
-                "images": len(checked.sizes),
-                "digest": loaded.digest,
-                "images_digest": checked.images,
-            }
+            row |= _verify_split(card, split, expected, data_root, problems)
         except RequestError:
             raise
         except WorkError as error:
             problems.append(str(error))
         rows.append(row | {"problems": problems})
     return rows
+
+
+def _verify_split(
+    card: Card, split: str, expected: Split, data_root: Path | None, problems: list[str]
+) -> dict[str, Any]:
+    published = read_published(card, split, data_root)
+    items, skipped = apply_card(card, published.rows, "skip")
+    gone = missing_images(published.rows)
+    total = len({row.image.key for row in published.rows if row.image})
+    counted = len(gone) > NAMED or 0 < len(gone) == total
+    if counted:
+        skipped = [text for text in skipped if not text.endswith("the file is missing")]
+    elif not items:
+        raise no_usable_item(card, split, published.location, skipped)
+    problems += skipped
+    fits = len(problems)
+    if expected.count not in (None, len(published.rows)):
+        problems.append(f"{len(published.rows):,} items, expected {expected.count:,}")
+    if expected.digest not in (None, published.digest):
+        problems.append("questions or answers differ from the card's digest")
+    if counted:
+        whole = f"{len(gone):,} of {total:,} images are missing, the first {next(iter(gone.values()))}"
+        known = len(problems) == fits and expected.count is not None
+        pinned = f"the {len(published.rows):,} questions {'and their digest ' if expected.digest else ''}match the card"
+        problems.append(f"{pinned}, but {whole}" if known else whole)
+    row = {"items": 0, "closed": 0, "images": 0, "digest": published.digest, "images_digest": None}
+    if not items:
+        return row
+    with progress_bar(f"verify {card.name} {split}") as step:
+        checked = check_images(card.name, items, "skip", step)
+    problems += checked.skipped
+    return row | {
+        "items": len(checked.items),
+        "closed": sum(item.closed for item in checked.items),
+        "images": len(checked.sizes),
+        "images_digest": checked.images,
+    }
+
+
+def missing_images(rows: Sequence[Row]) -> dict[str, Path]:
+    """The images that rows name and no file holds: key -> path, in order of first use."""
+    paths = {row.image.key: getattr(row.image, "path", None) for row in rows if row.image is not None}
+    return {key: path for key, path in paths.items() if path is not None and not path.is_file()}

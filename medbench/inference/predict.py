@@ -72,11 +72,11 @@ class Predictor:
         """
         by_image: dict[str, Item] = {}
         for item in items:
-            by_image.setdefault(item.image.key, item)
+            by_image.setdefault(self.vlm.image_key(item), item)
         self.features.encode(by_image, self.generation.batch_size)
         prompts = [self.vlm.chat(self.card.render_prompt(item)) for item in items]
         length = [
-            len(self.vlm.completion_ids(prompt)) + self.features.tokens[item.image.key]
+            len(self.vlm.completion_ids(prompt)) + self.features.tokens[self.vlm.image_key(item)]
             for prompt, item in zip(prompts, items, strict=True)
         ]
         order = sorted(range(len(items)), key=lambda i: (-length[i], i))
@@ -91,7 +91,7 @@ class Predictor:
     def _answer(self, items: Sequence[Item], prompts: Sequence[str]) -> list[Prediction]:
         from transformers import LogitsProcessorList
 
-        keys = [item.image.key for item in items]
+        keys = [self.vlm.image_key(item) for item in items]
         batch = self._batch(items, prompts)
         first = _FirstLogits()
         with _settings(self.vlm.base, self.config):
@@ -136,7 +136,7 @@ class Predictor:
                 else:
                     longer.append((row, column, ids))
         for batch in _batches(longer, self.generation.batch_size):
-            keys = [items[row].image.key for row, _, _ in batch]
+            keys = [self.vlm.image_key(items[row]) for row, _, _ in batch]
             prompt = self._batch([items[row] for row, _, _ in batch], [prompts[row] for row, _, _ in batch])
             inputs = self.features.inputs(self.vlm.with_completions(prompt, [ids for _, _, ids in batch]), keys)
             labels = inputs.pop("labels")

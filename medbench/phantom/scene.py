@@ -1,94 +1,114 @@
-"""A small generated set: bright nodules in a body outline, and questions about them.
+"""A scene: what an image shows, in integers, drawn from a seed.
 
-Everything a question depends on is drawn as integers from sha256, so scenes, questions and answers are the same on
-every machine; the pixels are painted from the scene.
+The sha256 of a scene decides which split it may be part of (`SHARES`). So no scene of a test, in whichever task or
+domain, can be one of a training set, nor one that `nano-vl` was pretrained on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 
-SIDE = 112
-_SIZES = {"small": 5, "large": 10}
+from medbench.files import digest
+from medbench.phantom.anatomy import MODALITIES, SIZES, Modality, Site
+from medbench.phantom.draws import Draws
+
+#: Split -> the sixteenths of all scenes (by the first hexadecimal digit of their digest) that it draws from.
+SHARES = {
+    "pretrain": "01234567",
+    "pretrain_test": "89",
+    "train": "ab",
+    "validation": "cd",
+    "test": "ef",
+}
+ANATOMY = 8
+_NORMAL_IN = 6
 
 
 @dataclass(frozen=True)
-class Nodule:
-    """A bright disc: which side of the image, upper or lower half, small or large, and its centre in pixels."""
+class Lesion:
+    """A lesion: its kind, the index of its site, its size, and centre and radius in thousandths of the image."""
 
-    side: str
-    half: str
+    kind: str
+    site: int
     size: str
     x: int
     y: int
+    radius: int
+    shape: int
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows."""
+    """What an image shows: no lesion, or up to three at different sites; `anatomy` varies the body (-100 to 100)."""
 
-    seed: str
-    nodules: tuple[Nodule, ...]
+    modality: str
+    anatomy: tuple[int, ...]
+    lesions: tuple[Lesion, ...]
 
-    def questions(self) -> list[tuple[str, str]]:
-        """Four (question, answer) pairs, two closed and two open."""
-        draw = _draws(f"{self.seed}:questions")
-        half = ("upper", "lower")[next(draw) % 2]
-        side = ("left", "right")[next(draw) % 2]
-        here = [n for n in self.nodules if n.side == side]
-        first = self.nodules[0]
-        return [
-            (f"Is there a nodule on the {side} of the image?", "yes" if here else "no"),
-            (
-                f"Is there a nodule in the {half} half of the image?",
-                "yes" if any(n.half == half for n in self.nodules) else "no",
-            ),
-            ("How many nodules are there?", str(len(self.nodules))),
-            (f"What is the size of the nodule on the {first.side}?", first.size),
-        ]
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the scene's content."""
+        return digest(asdict(self))
+
+    @property
+    def about(self) -> Modality:
+        """Its modality."""
+        return MODALITIES[self.modality]
+
+    def site(self, lesion: Lesion) -> Site:
+        """Where a lesion of this scene lies."""
+        return self.about.sites[lesion.site]
+
+    @property
+    def split(self) -> str:
+        """The only split this scene may be part of."""
+        return next(split for split, digits in SHARES.items() if self.digest[0] in digits)
 
 
-def _draws(seed: str) -> Iterator[int]:
-    """Endless integers in [0, 65536) from sha256."""
-    block = 0
+def draw_scene(draws: Draws, modalities: Sequence[str], single: bool = False) -> Scene:
+    """Draws a scene.
+
+    One in six is normal; otherwise one, two or three lesions are equally likely, at different sites, each of any kind
+    and size. Site, kind and size are independent, so none can be told from another.
+
+    Args:
+        draws: used up in order.
+        modalities: one is chosen.
+        single: at most one lesion, and normal as often as each kind (for classification).
+    """
+    name = draws.pick(modalities)
+    about = MODALITIES[name]
+    if single:
+        count = int(draws.below(1 + len(about.kinds)) > 0)
+    else:
+        count = 0 if draws.below(_NORMAL_IN) == 0 else draws.between(1, 3)
+    sites = sorted(draws.some(range(len(about.sites)), count))
+    anatomy = tuple(draws.between(-100, 100) for _ in range(ANATOMY))
+    return Scene(name, anatomy, tuple(_draw_lesion(draws, about, site) for site in sites))
+
+
+def _draw_lesion(draws: Draws, about: Modality, index: int) -> Lesion:
+    site = about.sites[index]
+    size = draws.pick(tuple(SIZES))
+    return Lesion(
+        kind=draws.pick(about.kinds),
+        site=index,
+        size=size,
+        x=site.x + draws.between(-site.spread, site.spread),
+        y=site.y + draws.between(-site.spread, site.spread),
+        radius=draws.between(*SIZES[size]),
+        shape=draws.below(1000),
+    )
+
+
+@lru_cache(maxsize=65536)
+def find_scene(seed: str, split: str, modalities: tuple[str, ...], single: bool = False) -> Scene:
+    """The scene of a seed in a split: the first of the seed's draws that lies in the split's share."""
+    attempt = 0
     while True:
-        data = hashlib.sha256(f"{seed}:{block}".encode()).digest()
-        yield from (int.from_bytes(data[i : i + 2], "big") for i in range(0, 32, 2))
-        block += 1
-
-
-def draw_scene(seed: str) -> Scene:
-    """The scene of a seed: one or two nodules, at most one a side."""
-    draw = _draws(seed)
-    sides = ["left", "right"]
-    if next(draw) % 2:
-        sides.reverse()
-    nodules = []
-    for side in sides[: 1 + next(draw) % 2]:
-        half = ("upper", "lower")[next(draw) % 2]
-        size = ("small", "large")[next(draw) % 2]
-        x = 34 + next(draw) % 9 - 4 + (0 if side == "left" else 44)
-        y = 36 + next(draw) % 11 - 5 + (0 if half == "upper" else 40)
-        nodules.append(Nodule(side, half, size, x, y))
-    return Scene(seed, tuple(nodules))
-
-
-def paint(scene: Scene) -> bytes:
-    """The scene as a greyscale PNG of 112 x 112 pixels."""
-    import numpy as np
-    from PIL import Image
-
-    y, x = np.mgrid[0:SIDE, 0:SIDE]
-    body = ((x - 56) ** 2 * 4 + (y - 56) ** 2 * 3) < 4 * 50 * 50 * 3 // 4
-    pixels = np.where(body, 70, 8)
-    for nodule in scene.nodules:
-        radius = _SIZES[nodule.size]
-        pixels[(x - nodule.x) ** 2 + (y - nodule.y) ** 2 < radius**2] = 220
-    noise = np.frombuffer(hashlib.shake_256(scene.seed.encode()).digest(SIDE * SIDE), np.uint8)
-    pixels = np.clip(pixels + noise.reshape(SIDE, SIDE) % 24, 0, 255)
-    sink = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(sink, "PNG")
-    return sink.getvalue()
+        scene = draw_scene(Draws(f"{seed}:{attempt}"), modalities, single)
+        if scene.split == split:
+            return scene
+        attempt += 1

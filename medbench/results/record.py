@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from medbench.data.fingerprint import ABOUT
 from medbench.errors import RequestError, WorkError
 from medbench.files import read_json, read_parquet, write_json, write_parquet
 from medbench.job import Data, Job
@@ -72,6 +73,7 @@ def write_record(job: Job, data: Data) -> Path:
         "seed": spec.seed,
         "backbone": spec.backbone.name,
         "protocol": spec.protocol,
+        "blind": spec.blind,
         "tasks": tasks,
         "trained_on": spec.trained_tasks,
         "stages": [[part.data.task for part in stage.mixture] for stage in spec.stages],
@@ -85,8 +87,10 @@ def write_record(job: Job, data: Data) -> Path:
             "comparable": spec.budget.comparable,
         },
         "data": data.about,
+        # Records from before this field lack it; none without training here.
+        "leaks": {"hashes": ABOUT, "overlaps": data.leaks} if data.leaks else None,
         "weights": predicted["weights"],
-        "training": {k: fitted[k] for k in ("stages", "stages_done_before") if k in fitted},
+        "training": {k: fitted[k] for k in ("stages", "stages_done_before", "from_run") if k in fitted},
         "prediction": {k: predicted[k] for k in ("images_encoded", "image_features_cached")},
         "seconds": {
             "fit": fitted.get("seconds", 0.0),
@@ -147,8 +151,9 @@ def load_records(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     Incomplete runs are left out and named in `frame.attrs["incomplete"]`.
 
     Returns:
-        Columns run, folder, method, seed, backbone, protocol, trained_on, rank, trainable, percent, budget,
-        budget_distance, comparable, dtype, task, split, metric, value, low, high, n, clusters, reason.
+        Columns run, folder, method, seed, backbone, protocol, trained_on, blind ("train" or "test", missing for
+        sighted runs: never average over it), rank, trainable, percent, budget, budget_distance, comparable, dtype,
+        task, split, metric, value, low, high, n, clusters, reason.
 
     Example:
         >>> import medbench
@@ -158,7 +163,7 @@ def load_records(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     complete, incomplete = run_folders(paths)
     rows = [row for folder in complete for row in _rows(folder, read_record(folder))]
     columns = [
-        *("run", "folder", "method", "seed", "backbone", "protocol", "trained_on"),
+        *("run", "folder", "method", "seed", "backbone", "protocol", "trained_on", "blind"),
         *("rank", "trainable", "percent", "budget", "budget_distance", "comparable", "dtype"),
         *("task", "split", "metric", "value", "low", "high", "n", "clusters", "reason"),
     ]
@@ -172,6 +177,7 @@ def _rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     run = {key: record[key] for key in ("run", "method", "seed", "backbone", "dtype")}
     run |= {key: parameters[key] for key in parameters if key != "total"}
     run |= {"folder": str(folder), "trained_on": "+".join(record["trained_on"])}
+    run["blind"] = record.get("blind")  # not in the records of before there were blind runs
     return [
         run
         | {"task": task, "split": content["split"], "protocol": content["protocol"], "metric": name, "reason": None}

@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 from tabulate import tabulate
 
-from medbench.errors import RequestError, did_you_mean
-from medbench.files import canonical_json, read_parquet
-from medbench.results.record import read_record, run_folders
+from medbench.files import read_parquet
+from medbench.results.rows import (
+    Cell,
+    Group,
+    Row,
+    about_runs,
+    column_name,
+    differing,
+    known_metrics,
+    read_groups,
+    row_order,
+)
 from medbench.scoring.stats import Estimate, estimate_metrics, metric_values, seed_sd
-from medbench.scoring.vqa import METRICS, PROBABILITY_METRICS
 
 Format = Literal["md", "csv", "latex", "html"]
 DEFAULT_METRICS = ("closed_accuracy", "open_recall")
-_KNOWN = (*METRICS, *PROBABILITY_METRICS)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure of one row: the estimate over the seeds, and the standard deviation between them."""
-
-    task: str
-    metric: str
-    estimate: Estimate
-    seed_sd: float | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ in nothing but the seed."""
-
-    method: str
-    backbone: str
-    trained_on: str
-    setting: dict[str, Any]
-    seeds: tuple[int, ...]
-    parameters: dict[str, Any]
-    cells: tuple[Cell, ...]
-
-    def cell(self, task: str, metric: str) -> Cell | None:
-        """The cell of a column, None where it was not measured."""
-        return next((c for c in self.cells if (c.task, c.metric) == (task, metric)), None)
+BLIND_NOTE = (
+    "Blind rows were tested on a blank image in place of every image; those marked train were trained on it, too."
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +47,7 @@ class Table:
                     "method": row.method,
                     "backbone": row.backbone,
                     "trained_on": row.trained_on,
+                    "blind": row.blind,
                     "setting": differing(row, self.rows),
                     "rank": row.parameters["rank"],
                     "trainable": row.parameters["trainable"],
@@ -97,22 +81,9 @@ def build_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_METRICS)
     Raises:
         RequestError: no complete run, or an unknown metric.
     """
-    if tuple(metrics) == ("all",):
-        metrics = _KNOWN
-    for name in metrics:
-        if name not in _KNOWN:
-            raise RequestError(f"unknown metric {name!r}; {did_you_mean(name, _KNOWN)}")
-    paths = list(paths)
-    complete, incomplete = run_folders(paths)
-    if not complete:
-        where = ", ".join(map(str, paths))
-        raise RequestError(f"no finished run in {where} ({len(incomplete)} incomplete)")
-    groups: dict[str, dict[int, tuple[Path, dict[str, Any]]]] = {}
-    for folder in complete:
-        record = read_record(folder)
-        group = groups.setdefault(canonical_json(_without_seed(record["spec"])), {})
-        group.setdefault(record["seed"], (folder, record))  # a run named twice, or copied, counts once
-    rows = sorted((_row(list(group.values())) for group in groups.values()), key=_order)
+    metrics = known_metrics(metrics)
+    groups, incomplete = read_groups(paths)
+    rows = sorted((_row(group) for group in groups), key=row_order)
     tasks = list(dict.fromkeys(cell.task for row in rows for cell in row.cells))
     columns = tuple(
         (task, metric) for task in tasks for metric in metrics if any(_shown(row, task, metric) for row in rows)
@@ -125,22 +96,12 @@ def _shown(row: Row, task: str, metric: str) -> bool:
     return cell is not None and cell.estimate.value is not None
 
 
-def _without_seed(spec: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in spec.items() if key != "seed"}
-
-
-def _order(row: Row) -> tuple[Any, ...]:
-    first = ("none",)
-    return (row.backbone, row.trained_on != "", row.trained_on, row.method not in first, row.method)
-
-
-def _row(group: list[tuple[Path, dict[str, Any]]]) -> Row:
-    group = sorted(group, key=lambda pair: pair[1]["seed"])
-    record = group[0][1]
-    scores = [read_parquet(folder / "scores.parquet") for folder, _ in group]
+def _row(group: Group) -> Row:
+    _, record = next(iter(group.values()))
+    scores = [read_parquet(folder / "scores.parquet") for folder, _ in group.values()]
     cells = []
     for task, content in record["tasks"].items():
-        column = task if content["split"] == "test" else f"{task} ({content['split']})"
+        column = column_name(task, content["split"])
         tables = [table[table["task"] == task] for table in scores]
         one = record["tasks"][task]["metrics"] if len(tables) == 1 else None
         estimates = _read_estimates(one) if one is not None else estimate_metrics(tables)
@@ -149,47 +110,11 @@ def _row(group: list[tuple[Path, dict[str, Any]]]) -> Row:
             Cell(column, name, estimate, seed_sd([values[name] for values in per_seed]))
             for name, estimate in estimates.items()
         ]
-    return Row(
-        method=record["method"],
-        backbone=record["backbone"],
-        trained_on=" then ".join("+".join(stage) for stage in record["stages"]),
-        setting=flatten(_without_seed(record["spec"])),
-        seeds=tuple(entry["seed"] for _, entry in group),
-        parameters=record["parameters"],
-        cells=tuple(cells),
-    )
+    return replace(about_runs(group), cells=tuple(cells))
 
 
 def _read_estimates(metrics: dict[str, Any]) -> dict[str, Estimate]:
     return {name: Estimate(**entry) for name, entry in metrics.items()}
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys; lists are numbered."""
-    if isinstance(value, dict):
-        pairs = value.items()
-    elif isinstance(value, list):
-        pairs = dict(enumerate(value)).items()
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in pairs:
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def differing(row: Row, rows: Sequence[Row]) -> str:
-    """What sets a row apart from the others of its method and training: `training.lr=0.001`, or nothing."""
-    same = [r for r in rows if (r.method, r.backbone, r.trained_on) == (row.method, row.backbone, row.trained_on)]
-    keys = sorted({key for other in same for key in {*row.setting, *other.setting}})
-    told = ("method.adapter.", "stages.", "backbone.processor", "generation.", "dtype", "on_bad_item", "method.weights")
-    keys = [key for key in keys if (key.startswith(told) and ".mixture." not in key) or key.endswith(".weight")]
-    changed = [key for key in keys if len({canonical_json(r.setting.get(key)) for r in same}) > 1]
-    return ", ".join(f"{_short(key)}={row.setting.get(key)}" for key in changed)
-
-
-def _short(key: str) -> str:
-    return key.removeprefix("stages.0.").removeprefix("method.")
 
 
 def render(table: Table, form: Format) -> str:
@@ -198,10 +123,11 @@ def render(table: Table, form: Format) -> str:
         return table.frame().to_csv(index=False)
     seeds = max(len(row.seeds) for row in table.rows)
     setting = {id(row): differing(row, table.rows) for row in table.rows}
-    with_setting = any(setting.values())
+    with_setting, with_blind = any(setting.values()), any(row.blind for row in table.rows)
     header = [
         "method",
         "trained on",
+        *(["blind"] if with_blind else []),
         *(["setting"] if with_setting else []),
         "trainable %",
         "budget",
@@ -211,13 +137,18 @@ def render(table: Table, form: Format) -> str:
     header += [f"{task} {metric}{_common_n(table, task, metric)}" for task, metric in table.columns]
     body = []
     for row in table.rows:
-        cells = [row.method, row.trained_on or "-", *([setting[id(row)]] if with_setting else [])]
+        cells = [row.method, row.trained_on or "-", *([row.blind or "-"] if with_blind else [])]
+        cells += [setting[id(row)]] if with_setting else []
         cells += [_percent(row), row.parameters["budget"] or "-", _distance(row), str(len(row.seeds))]
         cells += [_cell(table, row, task, metric) for task, metric in table.columns]
         body.append(cells)
+    return with_notes(header, body, _notes(table, seeds), form)
+
+
+def with_notes(header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str], form: Format) -> str:
+    """A table's text in Markdown, LaTeX or HTML; the notes stand below it (they are HTML already)."""
     formats = {"md": "github", "latex": "latex_booktabs", "html": "html"}
     text = tabulate(body, header, tablefmt=formats[form], disable_numparse=True)
-    notes = _notes(table, seeds)
     if form == "html":
         return _page(text + "".join(f"\n<p>{note}</p>" for note in notes))
     sign = {"md": "", "latex": "% "}[form]
@@ -250,6 +181,8 @@ def _notes(table: Table, seeds: int) -> list[str]:
         lines.append(
             "Rows without a figure under 'of budget' do not stand under one budget (reference rows, fixed ranks)."
         )
+    if any(row.blind for row in table.rows):
+        lines.append(f"{BLIND_NOTE} `table --blind` sets them against the sighted rows.")
     if table.incomplete:
         lines.append(f"{len(table.incomplete)} incomplete runs are left out.")
     return lines

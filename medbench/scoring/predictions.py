@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ COLUMNS = ("id", "prediction")
 
 
 def gold_table(task: str, items: Sequence[Item], predictions: pd.DataFrame) -> pd.DataFrame:
-    """Predictions joined with what the data says of each item: cluster, type, gold.
+    """Predictions joined with what the data says of each item: cluster, type, gold, options.
 
     Args:
         task: named in errors.
@@ -38,11 +39,13 @@ def gold_table(task: str, items: Sequence[Item], predictions: pd.DataFrame) -> p
             f"{len(unknown)} unknown, {repeated} repeated ids"
         )
     rows = [known[i] for i in ids]
+    options: Any = [item.options for item in rows]
     return predictions.assign(
         id=ids,
         cluster=[item.image.key for item in rows],
         type=[item.type for item in rows],
         gold=[item.answer for item in rows],
+        options=options,
     ).reset_index(drop=True)
 
 

@@ -103,9 +103,9 @@ def estimate_metrics(
         seed: Seed of the draws.
 
     Returns:
-        Metric name -> estimate, for all of `METRICS` and `PROBABILITY_METRICS`. `auroc` and `ece` are
-        computed a seed at a time and averaged, in each resample too, over the closed items that every seed
-        can use; the others are counted in `left_out`.
+        Metric name -> estimate, for all of `METRICS` and `PROBABILITY_METRICS`. The latter are over the closed
+        items that every seed can use; the others are counted in `left_out`. `auroc` and `ece` are computed a
+        seed at a time and averaged, in each resample too; `choice_accuracy` is a mean over items.
 
     Raises:
         WorkError: As `mean_over_seeds`.
@@ -130,16 +130,17 @@ def _estimate_probability_metric(name: str, aligned: list[pd.DataFrame], setting
     usable = closed.copy()
     for table in aligned:
         usable &= table[[score, outcome]].notna().all(axis=1).to_numpy()
-    statistic = _mean_statistic(
-        [_STATISTICS[name](table.loc[usable, score], table.loc[usable, outcome]) for table in aligned]
-    )
-    estimate = cluster_bootstrap(
-        statistic,
-        aligned[0].loc[usable, "cluster"],
-        empty="no closed item has the probabilities it needs" if closed.any() else "no closed items",
-        undefined="all items have the same gold answer",
-        **settings,
-    )
+    clusters = aligned[0].loc[usable, "cluster"]
+    empty = "no closed item has the probabilities it needs" if closed.any() else "no closed items"
+    if name in _STATISTICS:
+        statistic = _mean_statistic(
+            [_STATISTICS[name](table.loc[usable, score], table.loc[usable, outcome]) for table in aligned]
+        )
+        why = "all items have the same gold answer"
+        estimate = cluster_bootstrap(statistic, clusters, empty=empty, undefined=why, **settings)
+    else:
+        values = np.mean([table.loc[usable, outcome].to_numpy(dtype=np.float64) for table in aligned], axis=0)
+        estimate = cluster_bootstrap_mean(values, clusters, empty=empty, **settings)
     return replace(estimate, left_out=int(closed.sum() - usable.sum()))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from medbench.errors import RequestError
+from medbench.scoring.choices import named_option
 from medbench.scoring.normalise import tokens
 from medbench.scoring.pairs import score_one, text_problem, type_problem
 from medbench.scoring.profiles import KEYS, Profile, get_profile
@@ -22,10 +23,15 @@ METRICS: dict[str, tuple[str, str]] = {
 """Name in the record -> (item type, score column): the mean of the column over the items of the type."""
 
 PROBABILITY_METRICS: dict[str, tuple[str, str]] = {
+    "choice_accuracy": ("confidence", "argmax_right"),
     "auroc": ("p_yes", "gold_is_yes"),
     "ece": ("confidence", "argmax_right"),
 }
-"""Name in the record -> (score column, 0/1 outcome column), over the closed items that have both."""
+"""Name in the record -> (score column, 0/1 outcome column), over the closed items that have both.
+
+`choice_accuracy` is the share of them whose likeliest candidate is right: the accuracy by likelihood, as
+`closed_accuracy` is by generation. It needs a candidate that is the gold answer, so it may be over fewer items.
+"""
 
 ITEM_COLUMNS = ("id", "cluster", "type", "profile")
 PROBABILITY_COLUMNS = ("p_yes", "gold_is_yes", "confidence", "argmax_right")
@@ -37,7 +43,8 @@ def score_table(items: pd.DataFrame, profile: str = "medbench") -> pd.DataFrame:
 
     Args:
         items: Columns id (unique), cluster, type ("closed" or "open"), gold, prediction; optionally
-            probabilities: candidate -> probability as a mapping or its JSON, or None.
+            probabilities: candidate -> probability as a mapping or its JSON, or None; and options: the answers
+            that a multiple-choice question offers, in order (see `medbench.scoring.choices`), empty elsewhere.
         profile: The name of a scoring profile.
 
     Returns:
@@ -59,11 +66,12 @@ def score_table(items: pd.DataFrame, profile: str = "medbench") -> pd.DataFrame:
     rule = get_profile(profile)
     _check(items)
     given = items["probabilities"] if "probabilities" in items else [None] * len(items)
+    offered = items["options"] if "options" in items else [()] * len(items)
     columns = (items[name] for name in _INPUT_COLUMNS)
     rows: list[dict[str, Any]] = []
-    for item_id, cluster, kind, gold, prediction, probabilities in zip(*columns, given, strict=True):
+    for item_id, cluster, kind, gold, prediction, probabilities, options in zip(*columns, given, offered, strict=True):
         row = {"id": item_id, "cluster": cluster, "type": kind, "profile": profile}
-        row |= score_one(rule, kind, gold, prediction)
+        row |= score_one(rule, kind, gold, named_option(prediction, options) if kind == "closed" else prediction)
         if kind == "closed":
             row |= _probability_row(rule, gold, parse_probabilities(item_id, probabilities))
         rows.append(row)

@@ -17,8 +17,12 @@ from medbench.errors import RequestError, did_you_mean
 
 LAYOUTS = {
     "hub_parquet": "medbench.data.readers.hub_parquet",
+    "llava_conversations": "medbench.data.readers.llava",
+    "omnimedvqa": "medbench.data.readers.omnimedvqa",
+    "pathvqa_lxmert": "medbench.data.readers.pathvqa",
     "phantom": "medbench.data.readers.phantom",
     "slake_folder": "medbench.data.readers.slake",
+    "vqa_cp": "medbench.data.readers.vqa_cp",
     "vqa_rad_json": "medbench.data.readers.vqa_rad",
 }
 
@@ -27,7 +31,8 @@ LAYOUTS = {
 class Row:
     """What a reader found for one item, before the card's rules are applied.
 
-    `error` says why the row cannot be used; then the other fields may be empty.
+    `options` are the answers that the question itself offers (multiple choice), none elsewhere. `error` says why the
+    row cannot be used; then the other fields may be empty.
     """
 
     id: str
@@ -36,6 +41,7 @@ class Row:
     answer: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    options: tuple[str, ...] = ()
 
 
 class Reader(Protocol):
@@ -55,6 +61,18 @@ def get_reader(layout: str) -> Reader:
     if layout not in LAYOUTS:
         raise RequestError(f"unknown layout {layout!r}; {did_you_mean(layout, LAYOUTS)}")
     return cast(Reader, import_module(LAYOUTS[layout]))
+
+
+def image_field(record: Mapping[str, Any], name: str) -> str:
+    """A field that names an image file below the images folder.
+
+    Raises:
+        KeyError: as `text_field`, or the name leaves the folder.
+    """
+    value = text_field(record, name)
+    if Path(value).is_absolute() or ".." in Path(value).parts:
+        raise KeyError(f"field {name!r} leaves the data folder: {value!r}")
+    return value
 
 
 def text_field(record: Mapping[str, Any], name: str) -> str:

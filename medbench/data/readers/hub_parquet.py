@@ -9,7 +9,8 @@ Options: `columns`, our names -> theirs (defaults: image, question, answer).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def rows(folder: Path, options: Mapping[str, Any], split: str) -> list[Row]:
         raise WorkError(f"{folder}: no data/{split}-*.parquet")
     columns = {"image": "image", "question": "question", "answer": "answer"} | dict(options.get("columns", {}))
     try:
-        table = datasets.Dataset.from_parquet([str(f) for f in files], keep_in_memory=False)
+        with _no_bar():
+            table = datasets.Dataset.from_parquet([str(f) for f in files], keep_in_memory=False)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise WorkError(f"{files[0]}: not readable as parquet ({error.__cause__ or error})") from error
     for name in columns.values():
@@ -61,6 +63,21 @@ def rows(folder: Path, options: Mapping[str, Any], split: str) -> list[Row]:
     if isinstance(table.features[columns["image"]], datasets.Image):
         table = table.cast_column(columns["image"], datasets.Image(decode=False))
     return [_row(table, number, record, columns, files[0]) for number, record in enumerate(table)]
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keeps the bar of `datasets` off stderr, where our own lines are."""
+    import datasets
+
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _row(table: Any, number: int, record: Mapping[str, Any], columns: Mapping[str, str], file: Path) -> Row:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medbench.data.item import FileImage
-from medbench.data.readers import Row, text_field
+from medbench.data.readers import Row, image_field, text_field
 from medbench.errors import WorkError
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON file that holds a list of objects."""
+    """The records of a JSON file (`.gz`: compressed) that holds a list of objects.
+
+    Raises:
+        WorkError: not there, cut short, not JSON, or something else than a list of objects.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        how = "as gzip " if path.suffix == ".gz" else ""
+        raise WorkError(f"{path}: not readable {how}({getattr(error, 'strerror', None) or error})") from error
+    try:
+        content = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise WorkError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, list) or not all(isinstance(r, dict) for r in content):
         raise WorkError(f"{path}: expected a list of objects")
@@ -24,29 +37,51 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def to_row(
-    record: Mapping[str, Any], number: int, path: Path, images: Path, image_field: str, id_field: str = "qid"
+    record: Mapping[str, Any],
+    number: int,
+    path: Path,
+    images: Path,
+    image: str,
+    id_field: str = "qid",
+    answer: str = "answer",
 ) -> Row:
-    """One record as a row; a wrong field becomes the row's `error` with file, id and field."""
+    """One record as a row; a wrong field becomes the row's `error` with file, id and field.
+
+    Args:
+        record: the record.
+        number: its place in the file, for messages about a record without an id.
+        path: the file, for messages.
+        images: the folder of the images.
+        image: the field that names the image file.
+        id_field: the field that holds the id.
+        answer: the field that holds the answer.
+    """
     identity = str(record.get(id_field, f"row {number}")).strip()
     try:
-        name = text_field(record, image_field)
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise KeyError(f"field {image_field!r} leaves the data folder: {name!r}")
+        name = image_field(record, image)
         if id_field not in record:
             raise KeyError(f"field {id_field!r} should be text, is absent")
-        question, answer = text_field(record, "question"), text_field(record, "answer")
+        question, gold = text_field(record, "question"), text_field(record, answer)
     except KeyError as error:
         return Row(id=identity, error=f"item {identity} in {path}: {error.args[0]}")
-    fields = {k: str(v).strip() for k, v in record.items() if isinstance(v, str | int | float)}
-    return Row(identity, FileImage(name, images / name), question, answer, fields)
+    return Row(identity, FileImage(name, images / name), question, gold, plain_fields(record))
+
+
+def plain_fields(record: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a record that hold text or a number, as stripped text."""
+    return {k: str(v).strip() for k, v in record.items() if isinstance(v, str | int | float)}
 
 
 def rows_of(
-    path: Path, images: Path, image_field: str, keep: Callable[[Mapping[str, Any]], bool] = lambda _: True
+    path: Path,
+    images: Path,
+    image: str,
+    keep: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    id_field: str = "qid",
 ) -> list[Row]:
     """The rows of a JSON file whose records pass `keep`."""
     records = read_records(path)
-    return [to_row(r, i, path, images, image_field) for i, r in enumerate(records) if keep(r)]
+    return [to_row(r, i, path, images, image, id_field) for i, r in enumerate(records) if keep(r)]
 
 
 def missing(folder: Path, names: list[str]) -> str | None:

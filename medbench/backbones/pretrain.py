@@ -1,0 +1,272 @@
+"""The pretraining of `nano-vl`: captions and questions about generated phantoms, from random weights.
+
+Three losses are added: of the captions, of the answers, and of what each image token should know (`Grounding`), without
+which a model of this size learns to look only after many times the steps.
+
+A step is a pure function of the seed and its number (its scenes, its exchanges), and everything that a step changes is
+in `state.safetensors`; so a run that was stopped goes on as if it had not been. An image is encoded once a step,
+however many exchanges are about it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from medbench.backbones.vlm import IGNORE, Vlm
+from medbench.errors import WorkError
+from medbench.files import write_atomic
+from medbench.phantom.anatomy import MODALITIES, SIZES
+from medbench.phantom.draws import Draws
+from medbench.phantom.pretraining import Exchange, exchanges, pretraining_scene
+from medbench.phantom.scene import Scene
+
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the weights, up to rounding.
+
+    Attributes:
+        steps: optimiser steps; the learning rate falls to zero over them (cosine, after `warmup` steps).
+        images: a step.
+        exchanges: about each image, at least two; the first one is a caption.
+        lr: highest learning rate (AdamW, betas 0.9 and 0.98, gradient norm clipped at 1).
+        weight_decay: of matrices.
+        seed: of the weights, the scenes and the exchanges.
+        dtype: of the forward computation; weights and moments are float32.
+        blind: every image is mid-grey (what text alone gives).
+    """
+
+    steps: int = 1800
+    images: int = 32
+    exchanges: int = 2
+    lr: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    seed: int = 0
+    dtype: str = "float32"
+    blind: bool = False
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (from 0)."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
+
+
+def blank() -> Any:
+    """The image of a blind run."""
+    from PIL import Image
+
+    return Image.new("RGB", (112, 112), (127, 127, 127))
+
+
+def scene_image(scene: Scene, blind: bool = False) -> Any:
+    """A scene as an RGB image."""
+    from PIL import Image
+
+    from medbench.phantom.image import pixels
+
+    return blank() if blind else Image.fromarray(pixels(scene)).convert("RGB")
+
+
+def fresh_vlm(base: Path, seed: int, device: torch.device) -> Vlm:
+    """A model of the architecture in `base`, with its processor, and weights drawn from the seed."""
+    from transformers import AutoConfig
+
+    processor = AutoProcessor.from_pretrained(str(base), trust_remote_code=False)
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(str(base)), dtype=torch.float32)
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return Vlm(model.to(device), processor, device)
+
+
+class Grounding(torch.nn.Module):
+    """A linear head over image tokens, for pretraining alone: the lesion centred there (kind, size), and its place.
+
+    A blind run has it too, and learns nothing from it but how often kinds occur.
+    """
+
+    def __init__(self, width: int, tokens: int):
+        """Args: the width of an image token; how many an image has (a square number)."""
+        super().__init__()
+        self.kinds = [(about.name, kind) for about in MODALITIES.values() for kind in about.kinds]
+        self.parts = (1 + len(self.kinds), len(SIZES), tokens)
+        self.tokens, self.side = tokens, math.isqrt(tokens)
+        self.head = torch.nn.Linear(width, sum(self.parts))
+
+    def forward(self, features: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
+        """The mean cross-entropy of kind (none counts a fifth), half that of size, half that of place.
+
+        Args:
+            features: [images, tokens, width].
+            scenes: what the images show.
+        """
+        kind = torch.zeros(len(scenes), self.tokens, dtype=torch.long)
+        size = torch.full((len(scenes), self.tokens), IGNORE)
+        for row, scene in enumerate(scenes):
+            for lesion in scene.lesions:
+                token = lesion.y * self.side // 1000 * self.side + lesion.x * self.side // 1000
+                kind[row, token] = 1 + self.kinds.index((scene.modality, lesion.kind))
+                size[row, token] = list(SIZES).index(lesion.size)
+        place = torch.arange(self.tokens).repeat(len(scenes))
+        found = self.head(features.float()).flatten(0, 1).split(self.parts, -1)
+        rare = torch.tensor([0.2] + [1.0] * len(self.kinds), device=features.device)
+        wanted = [t.flatten().to(features.device) for t in (kind, size, place)]
+        entropy = torch.nn.functional.cross_entropy
+        # A batch of normal images has no size to tell: the sum over none is 0, not 0 / 0.
+        sizes = entropy(found[1], wanted[1], ignore_index=IGNORE, reduction="sum") / max(1, int((size >= 0).sum()))
+        return entropy(found[0], wanted[0], weight=rare) + 0.5 * sizes + 0.5 * entropy(found[2], wanted[2])
+
+
+def fresh_grounding(vlm: Vlm, seed: int) -> Grounding:
+    """The head for a model, with weights drawn from the seed."""
+    image = scene_image(pretraining_scene(seed, 0))
+    grid = vlm.processor.image_processor([image], return_tensors="pt")["image_grid_thw"]
+    tokens = int(grid.prod()) // vlm.processor.image_processor.merge_size**2
+    torch.manual_seed(seed)
+    return Grounding(vlm.base.config.vision_config.out_hidden_size, tokens).to(vlm.device)
+
+
+def step_loss(vlm: Vlm, grounding: Grounding, recipe: Recipe, step: int) -> torch.Tensor:
+    """The loss of a step: the captions' tokens, the other answers' tokens, the grounding; each a mean, added.
+
+    Returns:
+        [3]: the three losses.
+    """
+    scenes = [pretraining_scene(recipe.seed, step * recipe.images + i) for i in range(recipe.images)]
+    asked = [exchanges(scene, Draws(f"{scene.digest}:exchanges"), recipe.exchanges) for scene in scenes]
+    images = [scene_image(scene, recipe.blind) for scene in scenes]
+    pixels = vlm.processor.image_processor(images, return_tensors="pt")
+    features = vlm.base.get_image_features(
+        **{name: value.to(vlm.device) for name, value in pixels.items()}, return_dict=True
+    ).pooler_output
+    captions = [(i, found[0]) for i, found in enumerate(asked)]
+    questions = [(i, exchange) for i, found in enumerate(asked) for exchange in found[1:]]
+    texts = [_part_loss(vlm, part, images, features) for part in (captions, questions)]
+    return torch.stack([*texts, grounding(torch.stack(list(features)), scenes)])
+
+
+def _part_loss(
+    vlm: Vlm, part: Sequence[tuple[int, Exchange]], images: Sequence[Any], features: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    batch = vlm.prompt_batch([vlm.chat(e.prompt) for _, e in part], [images[i] for i, _ in part])
+    batch = vlm.with_completions(batch, [[*vlm.completion_ids(e.answer), vlm.end_id] for _, e in part])
+    labels = batch.pop("labels").to(vlm.device)
+    width = int(labels.ne(IGNORE).any(0).sum())
+    inputs = {k: v.to(vlm.device) for k, v in batch.items() if not k.startswith("pixel")}
+    inputs["mm_encoder_outputs"] = {
+        "image": BaseModelOutputWithPooling(pooler_output=tuple(features[i] for i, _ in part))  # type: ignore[arg-type]
+    }
+    logits = vlm.model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels[:, -width:].flatten(), ignore_index=IGNORE
+    )
+
+
+class Pretraining:
+    """A pretraining under way: the model, its optimiser, the number of steps done and the losses so far."""
+
+    def __init__(self, vlm: Vlm, recipe: Recipe, folder: Path):
+        """Resumes from `folder/state.safetensors` when it is there.
+
+        Raises:
+            WorkError: the state there is of another recipe or broken.
+        """
+        self.vlm, self.recipe, self.folder = vlm, recipe, folder
+        self.done, self.seconds = 0, 0.0
+        self.losses: list[list[float]] = []
+        vlm.model.train()
+        vlm.model.requires_grad_(True)
+        self.grounding = fresh_grounding(vlm, recipe.seed)
+        named = (*vlm.model.named_parameters(), *self.grounding.named_parameters("grounding"))
+        self.names = dict(named)
+        matrices = [p for p in self.names.values() if p.ndim > 1]
+        others = [p for p in self.names.values() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+        if (folder / STATE).exists():
+            self._load()
+
+    def run(self, until: float, save_steps: int, progress: Callable[[int, int], None]) -> bool:
+        """Takes steps until all are done or `until` (of `time.monotonic`) has come; saves as it goes.
+
+        Returns:
+            Whether all steps are done.
+
+        Raises:
+            WorkError: the loss is not finite.
+        """
+        recipe, started, before = self.recipe, time.monotonic(), self.seconds
+        while self.done < recipe.steps and time.monotonic() < until:
+            low = recipe.dtype == "bfloat16"
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.rate(self.done)
+            with torch.autocast(self.vlm.device.type, torch.bfloat16) if low else nullcontext():
+                losses = step_loss(self.vlm, self.grounding, recipe, self.done)
+            loss = losses.sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.names.values(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise WorkError(f"pretraining: the loss of step {self.done + 1} is {value}; try a lower --lr")
+            self.losses.append([round(part, 4) for part in losses.tolist()])
+            self.done += 1
+            self.seconds = before + time.monotonic() - started
+            progress(self.done, recipe.steps)
+            if self.done % save_steps == 0:
+                self.save()
+        self.save()
+        return self.done >= recipe.steps
+
+    def save(self) -> None:
+        """Writes the state, whole."""
+        tensors = {f"weight/{name}": p.detach() for name, p in self.names.items()}
+        for name, p in self.names.items():
+            for key, value in self.optimizer.state[p].items():
+                tensors[f"{key}/{name}"] = value
+        about = {"recipe": asdict(self.recipe), "done": self.done, "losses": self.losses, "seconds": self.seconds}
+        plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        write_atomic(
+            self.folder / STATE, lambda path: save_file(plain, str(path), metadata={"about": json.dumps(about)})
+        )
+
+    def _load(self) -> None:
+        path = self.folder / STATE
+        try:
+            with safe_open(str(path), "pt", device="cpu") as file:
+                about = json.loads((file.metadata() or {})["about"])
+                if about["recipe"] != asdict(self.recipe):
+                    changed = [k for k, v in asdict(self.recipe).items() if about["recipe"].get(k) != v]
+                    raise WorkError(
+                        f"{path}: another recipe ({', '.join(changed)} differ); choose another --out, or remove it"
+                    )
+                stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        except WorkError:
+            raise
+        except Exception as error:  # safetensors has its own error classes
+            raise WorkError(f"{path}: not a readable state ({error}); remove it to start again") from error
+        with torch.no_grad():
+            for name, p in self.names.items():
+                p.copy_(stored[f"weight/{name}"])
+                state = {k.partition("/")[0]: v for k, v in stored.items() if k.partition("/")[2] == name}
+                state.pop("weight")
+                self.optimizer.state[p] = {k: v.to(p.device) for k, v in state.items()}
+        self.done, self.losses, self.seconds = about["done"], about["losses"], about["seconds"]

@@ -1,0 +1,190 @@
+"""What the image adds: sighted runs beside their blind twins, paired item by item. Needs no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medbench.errors import RequestError, WorkError
+from medbench.files import canonical_json, read_parquet
+from medbench.results.rows import (
+    Group,
+    Row,
+    about_runs,
+    column_name,
+    differing,
+    known_metrics,
+    read_groups,
+    row_order,
+    without,
+)
+from medbench.results.tables import DEFAULT_METRICS, Format, with_notes
+from medbench.scoring.paired import Paired, estimate_paired
+from medbench.scoring.stats import Estimate
+
+KINDS = ("test", "train")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of a sighted row (`figures.first`) and of its blind twin, over the seeds that both have."""
+
+    row: Row
+    setting: str
+    blind: str
+    seeds: tuple[int, ...]
+    task: str
+    metric: str
+    figures: Paired
+
+
+@dataclass(frozen=True)
+class BlindTable:
+    """The lines, and what is not in them.
+
+    Attributes:
+        lines: one a sighted row, kind of blindness, task and metric, in the order of `build_table`'s rows.
+        alone: how many sighted rows have no blind twin.
+        uneven: whether seeds were left out that only one of two twins has.
+        incomplete: runs that are not finished.
+    """
+
+    lines: tuple[Line, ...]
+    alone: int
+    uneven: bool
+    incomplete: tuple[str, ...]
+
+    def frame(self) -> pd.DataFrame:
+        """One row a line, numbers as measured: what `--format csv` writes."""
+        return pd.DataFrame([_numbers(line) for line in self.lines])
+
+
+def build_blind_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_METRICS) -> BlindTable:
+    """Sets each sighted row against its blind twins: runs whose specs differ in nothing but `blind` and the seed.
+
+    Args:
+        paths: run folders, or folders of run folders.
+        metrics: names of figures, or `all`.
+
+    Raises:
+        RequestError: no complete run, an unknown metric, or no run that has a blind twin.
+        WorkError: two twins answered different items or images.
+    """
+    metrics = known_metrics(metrics)
+    groups, incomplete = read_groups(paths)
+    twins: dict[str, dict[str | None, Group]] = {}
+    for group in groups:
+        _, record = next(iter(group.values()))
+        key = canonical_json(without(record["spec"], "seed", "blind"))
+        twins.setdefault(key, {})[record["spec"].get("blind")] = group
+    sighted = {key: about_runs(kinds[None]) for key, kinds in twins.items() if None in kinds}
+    lines: list[Line] = []
+    alone, uneven = 0, False
+    for key, row in sorted(sighted.items(), key=lambda pair: row_order(pair[1])):
+        setting, own, before = differing(row, list(sighted.values())), twins[key][None], len(lines)
+        for kind in KINDS:
+            other = twins[key].get(kind, {})
+            seeds = tuple(seed for seed in own if seed in other)
+            if seeds:
+                uneven |= set(own) != set(other)
+                lines += [
+                    Line(row, setting, kind, seeds, task, metric, figures)
+                    for task, metric, figures in _figures(own, other, seeds, metrics)
+                ]
+        alone += len(lines) == before
+    if not lines:
+        raise RequestError(
+            f"nothing here has a blind twin ({len(sighted)} sighted rows, {len(groups) - len(sighted)} blind ones); "
+            "run the command of a sighted run again with --blind test or --blind train"
+        )
+    return BlindTable(tuple(lines), alone, uneven, tuple(map(str, incomplete)))
+
+
+def _figures(
+    own: Group, other: Group, seeds: Sequence[int], metrics: Sequence[str]
+) -> Iterator[tuple[str, str, Paired]]:
+    """(task, metric, figures) wherever both twins have the figure."""
+    sides = [[group[seed] for seed in seeds] for group in (own, other)]
+    scores = [[read_parquet(folder / "scores.parquet") for folder, _ in side] for side in sides]
+    for task, content in sides[0][0][1]["tasks"].items():
+        _check_data(f"{task}/{content['split']}", [run for side in sides for run in side])
+        first, second = ([table[table["task"] == task] for table in side] for side in scores)
+        for metric in metrics:
+            figures = estimate_paired(first, second, metric)
+            if figures.difference.value is not None:
+                yield column_name(task, content["split"]), metric, figures
+
+
+def _check_data(data: str, runs: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    """Twins must have been given the same items and images, also images that the blind one was not shown."""
+    (first, record), *others = runs
+    for folder, other in others:
+        if any(record["data"][data][key] != other["data"][data][key] for key in ("digest", "images_digest")):
+            raise WorkError(f"{first} and {folder} were tested on different items or images of {data}: no twins")
+
+
+def _numbers(line: Line) -> dict[str, Any]:
+    row, figures = line.row, line.figures
+    numbers: dict[str, Any] = {"method": row.method, "backbone": row.backbone, "trained_on": row.trained_on}
+    numbers |= {"blind": line.blind, "setting": line.setting, "task": line.task, "metric": line.metric}
+    for name, estimate in (("sighted", figures.first), ("blank", figures.second), ("adds", figures.difference)):
+        numbers |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    difference = figures.difference
+    numbers |= {"n": difference.n, "clusters": difference.clusters, "seeds": len(line.seeds)}
+    return numbers | {"reason": difference.reason}
+
+
+def render_blind(table: BlindTable, form: Format) -> str:
+    """The table as Markdown, LaTeX (booktabs), HTML (escaped) or CSV (one row a figure)."""
+    if form == "csv":
+        return table.frame().to_csv(index=False)
+    several = len({line.row.backbone for line in table.lines}) > 1
+    with_setting = any(line.setting for line in table.lines)
+    header = [*(["backbone"] if several else []), "method", "trained on", *(["setting"] if with_setting else [])]
+    header += ["blind", "seeds", "task", "metric", "n", "images", "sighted", "blank", "image adds"]
+    body = []
+    for line in table.lines:
+        figures = line.figures
+        cells = [*([line.row.backbone] if several else []), line.row.method, line.row.trained_on or "-"]
+        cells += [line.setting or "-"] if with_setting else []
+        cells += [line.blind, str(len(line.seeds)), line.task, line.metric]
+        cells += [str(figures.difference.n), str(figures.difference.clusters)]
+        cells += [_points(figures.first), _points(figures.second), _points(figures.difference, "+")]
+        body.append(cells)
+    return with_notes(header, body, _notes(table), form)
+
+
+def _points(estimate: Estimate, sign: str = "") -> str:
+    text = f"{100 * (estimate.value or 0.0):{sign}.1f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+
+
+def _notes(table: BlindTable) -> list[str]:
+    backbones = ", ".join(sorted({line.row.backbone for line in table.lines}))
+    kinds = {line.blind for line in table.lines}
+    notes = [
+        f"Backbone: {escape(backbones)}. Percent; image adds: sighted less blank, in points, over the same items, "
+        "paired, each item averaged over the seeds. Image-clustered 95 % bootstrap intervals."
+    ]
+    if "test" in kinds:
+        notes.append("blind test: the same training, blank images at the test only.")
+    if "train" in kinds:
+        notes.append("blind train: blank images in training and test, what the text alone gives.")
+    if any(len(line.seeds) == 1 and line.row.trained_on for line in table.lines):
+        notes.append("Rows of one seed: the variance of training is unknown.")
+    if any(line.metric == "ece" for line in table.lines):
+        notes.append("ece is better the lower it is: there the image helps where it adds less than 0.")
+    if table.uneven:
+        notes.append("Seeds that only one of two twins has are left out.")
+    if table.alone:
+        notes.append(f"Sighted rows without a blind twin, left out: {table.alone}.")
+    if table.incomplete:
+        notes.append(f"{len(table.incomplete)} incomplete runs are left out.")
+    return notes
