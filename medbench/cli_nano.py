@@ -28,13 +28,19 @@ def nano_pretrain(
     base: Annotated[
         Path | None, typer.Option(help="Folder with architecture and processor [default: the packaged nano-vl].")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of 32 images.")] = 1800,
+    start: Annotated[
+        Path | None, typer.Option(help="The --out of an earlier stage to start from [default: random weights].")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1800,
+    images: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
+    exchanges: Annotated[int, typer.Option(min=2, help="A caption and questions about each image.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and questions.")] = 0,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 1.5e-3,
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 (autocast).")] = "float32",
     blind: Annotated[bool, typer.Option("--blind", help="Blank images: what the text alone gives.")] = False,
     minutes: Annotated[float | None, typer.Option(min=0.0, help="Stop after this long; go on later.")] = None,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between two saves.")] = 50,
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes that the card's figures are from.")] = 400,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -44,8 +50,9 @@ def nano_pretrain(
     from medbench.backbones.pretrain import Recipe
     from medbench.backbones.registry import get_backbone
 
-    recipe = Recipe(steps=steps, lr=lr, seed=seed, dtype=dtype, blind=blind)
-    card = pretrain(base or get_backbone("nano-vl").folder(), out, recipe, _device(device), minutes, save_steps)
+    recipe = Recipe(steps, images, exchanges, lr, seed=seed, dtype=dtype, blind=blind)
+    folder = base or get_backbone("nano-vl").folder()
+    card = pretrain(folder, out, recipe, _device(device), start, minutes, save_steps, scenes)
     print_json(card) if as_json else print(card_text(card))
 
 
@@ -78,11 +85,11 @@ def nano_plot(
     as_json: Json = False,
 ) -> None:
     """Draw the loss curves, and the spectra of some matrices beside those of random ones."""
-    from medbench.backbones.nano import plot_losses, plot_spectra
+    from medbench.backbones.nano_plots import plot_losses, plot_spectra
 
-    for folder in (folders[0], fresh):
+    for folder in (folders[0] / "backbone", fresh):
         if not (folder / "model.safetensors").exists():
             raise RequestError(f"{folder}: no model.safetensors; expected a backbone's folder")
     plot_losses(folders, out / "loss.png")
-    shares = plot_spectra(folders[0], fresh, out / "spectrum.png")
+    shares = plot_spectra(folders[0] / "backbone", fresh, out / "spectrum.png")
     print_json(shares) if as_json else print("\n".join(f"{name} {value:.3f}" for name, value in shares.items()))

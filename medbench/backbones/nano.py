@@ -1,164 +1,117 @@
-"""`medbench nano`: pretrain `nano-vl`, say what it can do, draw how it learned and what its weights' spectra became."""
+"""`medbench nano pretrain` and `skill`: train the small backbone in stages, publish it with its card, let it speak."""
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from medbench.backbones.pretrain import Pretraining, Recipe, fresh_vlm
+from medbench.backbones.pretrain import STATE, Pretraining, Recipe, fresh_vlm, read_state
 from medbench.backbones.registry import Backbone
 from medbench.backbones.skill import skill
-from medbench.backbones.vlm import load_vlm
+from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.errors import RequestError, WorkError
-from medbench.files import read_json, write_atomic, write_json
+from medbench.files import digest, file_digest, publish_folder, read_json, write_json
 from medbench.progress import progress_bar
 from medbench.results.environment import environment
 
 CARD = "medbench.json"
 LOSSES = "losses.json"
-#: The three losses of a step, in order.
-PARTS = ("captions", "answers", "grounding")
-#: Held-out scenes that the card's figures are from.
-SCENES = 400
+BACKBONE = "backbone"
 
 
 def pretrain(
-    base: Path, out: Path, recipe: Recipe, device: torch.device, minutes: float | None, save_steps: int
+    base: Path,
+    out: Path,
+    recipe: Recipe,
+    device: torch.device,
+    start: Path | None = None,
+    minutes: float | None = None,
+    save_steps: int = 50,
+    scenes: int = 400,
 ) -> dict[str, Any]:
-    """Pretrains from random weights, or goes on where `out` stopped; then writes the backbone into `out`.
+    """Does a stage of pretraining, or goes on where `out` stopped; then writes the backbone.
 
     Args:
         base: a folder with the architecture and the processor (its weights are not used).
-        out: `state.safetensors` (to go on from) and the backbone: fp16 weights, processor, card, losses.
-        recipe: what decides the weights.
+        out: `state.safetensors` (to go on from), `losses.json` and `backbone/`: fp16 weights, processor, card.
+        recipe: what decides the weights; `first` and `start` are filled in from `start`.
         device: where to compute.
+        start: the `out` of an earlier stage to start from; None: random weights.
         minutes: stop after this long; the same command goes on later. None: until all steps are done.
         save_steps: how often the state is written.
+        scenes: held-out ones that the card's figures are from, described by the weights as they were saved.
 
     Returns:
         The card.
 
     Raises:
-        RequestError: `base` is no backbone folder.
+        RequestError: `base` is no backbone folder, `start` holds no finished stage.
         WorkError: `out` holds the state of another recipe, or cannot be written; the loss is not finite.
     """
     if not (base / "config.json").exists():
         raise RequestError(f"--base {base}: no config.json; expected a backbone's folder")
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"--out {out}: is a file; expected a folder, or nothing yet")
+    history: list[dict[str, Any]] = []
+    if start is not None:
+        if not (start / STATE).exists():
+            raise RequestError(f"--start {start}: no {STATE}; expected the --out of an earlier stage")
+        about, _ = read_state(start / STATE)
+        history = [*about["history"], {key: about[key] for key in ("recipe", "done", "losses", "seconds")}]
+        seen = about["recipe"]["first"] + about["done"] * about["recipe"]["images"]
+        recipe = replace(recipe, first=seen, start=file_digest(start / BACKBONE / "model.safetensors"))
     vlm = fresh_vlm(base, recipe.seed, device)
-    work = Pretraining(vlm, recipe, out)
+    pins = digest([[name, file_digest(base / name)] for name in ("config.json", "tokenizer.json")])
+    work = Pretraining(vlm, recipe, out, pins, history, start and start / STATE)
     until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     with progress_bar("pretrain") as advance:
-        finished = work.run(until, save_steps, advance)
-    found = skill(vlm, recipe.seed, SCENES, recipe.blind)
-    model = vlm.model
+        finished = work.run(lambda: time.monotonic() >= until, save_steps, advance)
+    stages = [*history, {"recipe": asdict(recipe), "done": work.done, "losses": work.losses, "seconds": work.seconds}]
     own = read_json(base / CARD) if (base / CARD).exists() else {}
     card = own | {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "vocabulary": len(vlm.processor.tokenizer),
         "pretrained": True,
         "data": "generated phantoms (medbench.phantom), scenes of the share `pretrain`; captions and questions",
-        "images": work.done * recipe.images,
         "licence": "Apache-2.0",
-        "recipe": asdict(recipe),
-        "steps": work.done,
+        "steps": sum(stage["done"] for stage in stages),
+        "images": sum(stage["done"] * stage["recipe"]["images"] for stage in stages),
+        "seconds": round(sum(stage["seconds"] for stage in stages)),
         "finished": finished,
-        "seconds": round(work.seconds),
-        "loss": dict(zip(PARTS, _means(work.losses[-50:]), strict=True)),
-        "skill": found,
+        "stages": [stage["recipe"] | {"done": stage["done"]} for stage in stages],
         "environment": environment(device),
     }
-    publish(vlm, out)
-    write_json(out / LOSSES, work.losses)
-    write_json(out / CARD, card)
-    return card
+    write_json(out / LOSSES, [stage["losses"] for stage in stages])
+    _publish(vlm, out, card, device, scenes)
+    published: dict[str, Any] = read_json(out / BACKBONE / CARD)
+    return published
 
 
-def publish(vlm: Any, out: Path) -> None:
-    """Writes weights (fp16) and processor."""
-    import copy
-
+def _publish(vlm: Vlm, out: Path, card: dict[str, Any], device: torch.device, scenes: int) -> None:
+    """Writes weights (fp16), processor and card; the folder appears whole, with the skill of what it holds."""
+    temporary = out / f"{BACKBONE}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        copy.deepcopy(vlm.model).half().cpu().save_pretrained(out)
-        vlm.processor.save_pretrained(out)
-    except OSError as error:
-        raise WorkError(f"cannot write {out}: {error.strerror or error}") from error
+        vlm.model.half().save_pretrained(temporary)
+        vlm.processor.save_pretrained(temporary)
+        found = folder_skill(temporary, device, scenes, card["stages"][-1]["blind"], card["stages"][-1]["seed"])
+        write_json(temporary / CARD, card | {"skill": found})
+        publish_folder(temporary, out / BACKBONE)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise WorkError(f"cannot write {out / BACKBONE}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def folder_skill(folder: Path, device: torch.device, scenes: int, blind: bool) -> dict[str, Any]:
-    """What the backbone in a folder can do (see `medbench.backbones.skill`), by default on the card's seed."""
+def folder_skill(folder: Path, device: torch.device, scenes: int, blind: bool, seed: int = 0) -> dict[str, Any]:
+    """What the backbone in a folder can do (see `medbench.backbones.skill`)."""
     if not (folder / "config.json").exists():
         raise RequestError(f"{folder}: no config.json; expected a backbone's folder")
-    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
     backbone = Backbone(folder.name, "vlm", str(folder), "nano", 16, None, "a local folder", {})
-    vlm = load_vlm(backbone, torch.float32, device, {})
-    return skill(vlm, int(card.get("recipe", {}).get("seed", 0)), scenes, blind)
-
-
-def plot_losses(folders: Sequence[Path], out: Path) -> None:
-    """Draws the losses of pretrained folders over the steps, averaged over 20 steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = figure.subplots(1, 3)
-    for folder in folders:
-        if not (folder / LOSSES).exists():
-            raise RequestError(f"{folder}: no {LOSSES}; `medbench nano pretrain` writes it")
-        losses = read_json(folder / LOSSES)
-        means = [_means(losses[i : i + 20]) for i in range(0, len(losses), 20)]
-        blind = read_json(folder / CARD)["recipe"]["blind"]
-        for axis, part, values in zip(axes, PARTS, zip(*means, strict=True), strict=True):
-            axis.plot([20 * i for i in range(len(means))], values, label="blank images" if blind else "images")
-            axis.set(xlabel="step", title=part, yscale="log")
-    axes[0].set_ylabel("cross-entropy")
-    axes[0].legend()
-    _save(figure, out)
-
-
-def plot_spectra(trained: Path, fresh: Path, out: Path) -> dict[str, float]:
-    """Draws singular values of some matrices of a pretrained backbone beside those of random ones.
-
-    Returns:
-        Matrix -> share of the squared spectrum that the first eighth of the singular values holds, trained; and the
-        same of the random matrix under `NAME (random)`.
-    """
-    from matplotlib.figure import Figure
-    from safetensors.torch import load_file
-
-    loaded = load_file(trained / "model.safetensors"), load_file(fresh / "model.safetensors")
-    names = [
-        name
-        for name in loaded[0]
-        if name.endswith(("q_proj.weight", "v_proj.weight", "up_proj.weight", "qkv.weight", "down_proj.weight"))
-        and (".layers.1." in name or ".blocks.1." in name)
-    ][:6]
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    found: dict[str, float] = {}
-    for axes, name in zip(figure.subplots(2, 3).flat, names, strict=False):
-        for weights, label in zip(loaded, ("pretrained", "random"), strict=True):
-            values = torch.linalg.svdvals(weights[name].float())
-            top = float((values[: len(values) // 8] ** 2).sum() / (values**2).sum())
-            found[name if label == "pretrained" else f"{name} (random)"] = top
-            axes.plot((values / values.norm() * len(values) ** 0.5).tolist(), label=label)
-        axes.set_title(".".join(name.split(".")[-5:-1]), fontsize=8)
-        axes.set_yscale("log")
-    figure.axes[0].legend()
-    figure.supxlabel("index of the singular value")
-    figure.supylabel("singular value / root mean square")
-    _save(figure, out)
-    return found
-
-
-def _means(losses: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(part) / len(losses) for part in zip(*losses, strict=True)]
-
-
-def _save(figure: Any, out: Path) -> None:
-    write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:] or "png", dpi=110))
+    return skill(load_vlm(backbone, torch.float32, device, {}), seed, scenes, blind)
 
 
 def card_text(card: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from medbench.backbones.pixels import blank_image
 from medbench.backbones.vlm import IGNORE, Vlm
 from medbench.errors import WorkError
 from medbench.files import write_atomic
@@ -49,6 +50,8 @@ class Recipe:
         seed: of the weights, the scenes and the exchanges.
         dtype: of the forward computation; weights and moments are float32.
         blind: every image is mid-grey (what text alone gives).
+        first: number of the first scene, so that a later stage sees new ones.
+        start: sha256 of the weights that the stage starts from; empty: weights drawn from the seed.
     """
 
     steps: int = 1800
@@ -60,6 +63,8 @@ class Recipe:
     seed: int = 0
     dtype: str = "float32"
     blind: bool = False
+    first: int = 0
+    start: str = ""
 
     def rate(self, step: int) -> float:
         """The learning rate of a step (from 0)."""
@@ -68,20 +73,13 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
 
 
-def blank() -> Any:
-    """The image of a blind run."""
-    from PIL import Image
-
-    return Image.new("RGB", (112, 112), (127, 127, 127))
-
-
 def scene_image(scene: Scene, blind: bool = False) -> Any:
     """A scene as an RGB image."""
     from PIL import Image
 
     from medbench.phantom.image import pixels
 
-    return blank() if blind else Image.fromarray(pixels(scene)).convert("RGB")
+    return blank_image() if blind else Image.fromarray(pixels(scene)).convert("RGB")
 
 
 def fresh_vlm(base: Path, seed: int, device: torch.device) -> Vlm:
@@ -149,7 +147,7 @@ def step_loss(vlm: Vlm, grounding: Grounding, recipe: Recipe, step: int) -> torc
     Returns:
         [3]: the three losses.
     """
-    scenes = [pretraining_scene(recipe.seed, step * recipe.images + i) for i in range(recipe.images)]
+    scenes = [pretraining_scene(recipe.seed, recipe.first + step * recipe.images + i) for i in range(recipe.images)]
     asked = [exchanges(scene, Draws(f"{scene.digest}:exchanges"), recipe.exchanges) for scene in scenes]
     images = [scene_image(scene, recipe.blind) for scene in scenes]
     pixels = vlm.processor.image_processor(images, return_tensors="pt")
@@ -182,13 +180,29 @@ def _part_loss(
 class Pretraining:
     """A pretraining under way: the model, its optimiser, the number of steps done and the losses so far."""
 
-    def __init__(self, vlm: Vlm, recipe: Recipe, folder: Path):
-        """Resumes from `folder/state.safetensors` when it is there.
+    def __init__(
+        self,
+        vlm: Vlm,
+        recipe: Recipe,
+        folder: Path,
+        base: str = "",
+        history: Sequence[dict[str, Any]] = (),
+        start: Path | None = None,
+    ):
+        """Resumes from `folder/state.safetensors` when it is there, else starts.
+
+        Args:
+            vlm: the model, with fresh weights.
+            recipe: what to do.
+            folder: of the state.
+            base: digest of architecture and processor; a state of another is refused.
+            history: the earlier stages, kept in the state.
+            start: the state of a finished stage to start from (weights and head, not moments).
 
         Raises:
-            WorkError: the state there is of another recipe or broken.
+            WorkError: the state there is of another recipe or base, or broken.
         """
-        self.vlm, self.recipe, self.folder = vlm, recipe, folder
+        self.vlm, self.recipe, self.folder, self.base, self.history = vlm, recipe, folder, base, list(history)
         self.done, self.seconds = 0, 0.0
         self.losses: list[list[float]] = []
         vlm.model.train()
@@ -201,10 +215,13 @@ class Pretraining:
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
         if (folder / STATE).exists():
-            self._load()
+            self._load(folder / STATE)
+        elif start is not None:
+            _, stored = read_state(start)
+            self._take(stored, start)
 
-    def run(self, until: float, save_steps: int, progress: Callable[[int, int], None]) -> bool:
-        """Takes steps until all are done or `until` (of `time.monotonic`) has come; saves as it goes.
+    def run(self, stop: Callable[[], bool], save_steps: int, progress: Callable[[int, int], None]) -> bool:
+        """Takes steps until all are done or `stop()`, asked before each; saves every `save_steps` and at the end.
 
         Returns:
             Whether all steps are done.
@@ -213,7 +230,7 @@ class Pretraining:
             WorkError: the loss is not finite.
         """
         recipe, started, before = self.recipe, time.monotonic(), self.seconds
-        while self.done < recipe.steps and time.monotonic() < until:
+        while self.done < recipe.steps and not stop():
             low = recipe.dtype == "bfloat16"
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.rate(self.done)
@@ -242,31 +259,46 @@ class Pretraining:
         for name, p in self.names.items():
             for key, value in self.optimizer.state[p].items():
                 tensors[f"{key}/{name}"] = value
-        about = {"recipe": asdict(self.recipe), "done": self.done, "losses": self.losses, "seconds": self.seconds}
+        about: dict[str, Any] = {"recipe": asdict(self.recipe), "base": self.base, "history": self.history}
+        about |= {"done": self.done, "losses": self.losses, "seconds": self.seconds}
         plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         write_atomic(
             self.folder / STATE, lambda path: save_file(plain, str(path), metadata={"about": json.dumps(about)})
         )
 
-    def _load(self) -> None:
-        path = self.folder / STATE
-        try:
-            with safe_open(str(path), "pt", device="cpu") as file:
-                about = json.loads((file.metadata() or {})["about"])
-                if about["recipe"] != asdict(self.recipe):
-                    changed = [k for k, v in asdict(self.recipe).items() if about["recipe"].get(k) != v]
-                    raise WorkError(
-                        f"{path}: another recipe ({', '.join(changed)} differ); choose another --out, or remove it"
-                    )
-                stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except WorkError:
-            raise
-        except Exception as error:  # safetensors has its own error classes
-            raise WorkError(f"{path}: not a readable state ({error}); remove it to start again") from error
+    def _load(self, path: Path) -> None:
+        about, stored = read_state(path)
+        mine = asdict(self.recipe) | {"base": self.base}
+        theirs = about["recipe"] | {"base": about["base"]}
+        changed = [key for key, value in mine.items() if theirs.get(key) != value]
+        if changed:
+            raise WorkError(f"{path}: another recipe ({', '.join(changed)} differ); choose another --out, or remove it")
+        self._take(stored, path)
+        for name, p in self.names.items():
+            state = {k.partition("/")[0]: v.to(p.device) for k, v in stored.items() if k.partition("/")[2] == name}
+            state.pop("weight")
+            self.optimizer.state[p] = state
+        self.done, self.losses, self.seconds = about["done"], about["losses"], about["seconds"]
+
+    def _take(self, stored: dict[str, torch.Tensor], path: Path) -> None:
         with torch.no_grad():
             for name, p in self.names.items():
-                p.copy_(stored[f"weight/{name}"])
-                state = {k.partition("/")[0]: v for k, v in stored.items() if k.partition("/")[2] == name}
-                state.pop("weight")
-                self.optimizer.state[p] = {k: v.to(p.device) for k, v in state.items()}
-        self.done, self.losses, self.seconds = about["done"], about["losses"], about["seconds"]
+                found = stored.get(f"weight/{name}")
+                if found is None or found.shape != p.shape:
+                    raise WorkError(f"{path}: its weights are of another architecture ({name})")
+                p.copy_(found)
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What a state says of itself, and its tensors.
+
+    Raises:
+        WorkError: it is broken.
+    """
+    try:
+        with safe_open(str(path), "pt", device="cpu") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except Exception as error:  # safetensors has its own error classes
+        raise WorkError(f"{path}: not a readable state ({error}); remove it to start again") from error
+    return about, stored

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from medbench.phantom.anatomy import article
-from medbench.phantom.draws import Draws
 from medbench.phantom.questions import Question
 from medbench.phantom.scene import Scene
 
@@ -12,15 +11,13 @@ _NUMBERS = ("no", "one", "two", "three")
 
 def report(scene: Scene) -> str:
     """`Findings: ... Impression: ...`; sites without a lesion are named as unremarkable."""
-    draws = Draws(f"{scene.digest}:report")
     about = scene.about
     found = [f"There is {article(f'{lesion.size} {lesion.kind}')} in the {scene.site(lesion).name}."
              for lesion in scene.lesions]  # fmt: skip
     taken = {lesion.site for lesion in scene.lesions}
     clear = [site.name for index, site in enumerate(about.sites) if index not in taken]
     if found:
-        ending = draws.pick(("unremarkable", "clear"))
-        found.append(f"The {_listed(clear)} {'is' if len(clear) == 1 else 'are'} {ending}.")
+        found.append(f"The {_listed(clear)} {'is' if len(clear) == 1 else 'are'} clear.")
         impression = f"{_NUMBERS[len(scene.lesions)]} {'lesion' if len(scene.lesions) == 1 else 'lesions'}: " + _listed(
             [f"{lesion.kind} in the {scene.site(lesion).name}" for lesion in scene.lesions]
         )

@@ -38,7 +38,7 @@ def paint(scene: Scene, noise: float, seed: str) -> Array:
     depth = 0.95 * body - 0.80 * lungs + 0.30 * spine + 0.38 * silhouette + 0.11 * ribs + 0.14 * collar
     depth = depth + 0.38 * below * (thorax > 0) + 0.03 * dense
     for lesion in scene.lesions:
-        depth = depth + _lesion(lesion, seed)
+        depth = depth + _lesion(lesion, scene.digest)
     expected = PHOTONS * np.exp(-_ATTENUATION * np.clip(depth, 0.0, None))
     counts = expected + np.sqrt(expected) * gaussian(seed, 1, SIDE)[0] * noise
     film = -np.log(np.clip(counts, 1.0, None) / PHOTONS) / _ATTENUATION
@@ -47,13 +47,13 @@ def paint(scene: Scene, noise: float, seed: str) -> Array:
     return film
 
 
-def _lesion(lesion: Lesion, seed: str) -> Array:
+def _lesion(lesion: Lesion, scene: str) -> Array:
     cx, cy, radius = lesion.x, lesion.y, lesion.radius
     if lesion.kind == "nodule":
         return 0.34 * soft(blob(cx, cy, radius, lesion.shape, 0.04), 16)
     if lesion.kind == "cavity":
         shell = soft(blob(cx, cy, radius * 1.12, lesion.shape, 0.05), 14)
         return 0.36 * (shell - soft(blob(cx, cy, radius * 0.66, lesion.shape, 0.03), 14))
-    patchy = smooth(gaussian(f"{seed}:{lesion.shape}", 1, SIDE)[0], 2) * 1.6
+    patchy = smooth(gaussian(f"{scene}:{lesion.site}", 1, SIDE)[0], 2) * 1.6
     cloud = soft(blob(cx, cy, radius * 1.35, lesion.shape, 0.22), radius * 1.5)
     return 0.30 * cloud * np.clip(1 + 0.55 * patchy, 0.2, 1.8)

@@ -1,0 +1,175 @@
+"""The pretraining of the small backbone: resumable to the bit, refuses what does not fit, and the shipped weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medbench.backbones.nano import CARD, LOSSES, PARTS, plot_losses, plot_spectra, pretrain
+from medbench.backbones.pretrain import STATE, Grounding, Pretraining, Recipe, fresh_vlm, step_loss
+from medbench.backbones.registry import get_backbone
+from medbench.backbones.skill import caption_scores, read_caption, skill
+from medbench.backbones.vlm import load_vlm
+from medbench.errors import RequestError, WorkError
+from medbench.files import read_json
+from medbench.phantom.pretraining import caption, pretraining_scene
+from tests.conftest import Cli
+
+CPU = torch.device("cpu")
+SMALL = Recipe(steps=4, images=2, warmup=1)
+
+
+def advance(done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+def trained(tiny: Path, folder: Path, *stops: int, recipe: Recipe = SMALL) -> dict[str, torch.Tensor]:
+    """The state after all steps, in one go or stopped in between and taken up again in a new model."""
+    for stop in (*stops, recipe.steps):
+        work = Pretraining(fresh_vlm(tiny, 0, CPU), recipe, folder)
+        assert work.run(lambda work=work, stop=stop: work.done >= stop, 100, advance) == (stop == recipe.steps)
+    return load_file(folder / STATE)
+
+
+def test_a_stopped_pretraining_goes_on_to_the_same_bits(tiny: Path, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    whole = trained(tiny, tmp_path / "whole")
+    torch.manual_seed(7)
+    parts = trained(tiny, tmp_path / "parts", 2)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    fresh = dict(fresh_vlm(tiny, 0, CPU).model.named_parameters())
+    moved = [name for name, p in fresh.items() if not torch.equal(whole[f"weight/{name}"], p)]
+    assert len(moved) == len(fresh)
+
+
+def test_another_recipe_is_not_taken_up(tiny: Path, tmp_path: Path) -> None:
+    trained(tiny, tmp_path)
+    with pytest.raises(WorkError, match=r"another recipe \(lr differ\)"):
+        Pretraining(fresh_vlm(tiny, 0, CPU), Recipe(steps=4, images=2, warmup=1, lr=1e-2), tmp_path)
+    (tmp_path / STATE).write_bytes(b"torn")
+    with pytest.raises(WorkError, match="not a readable state"):
+        Pretraining(fresh_vlm(tiny, 0, CPU), SMALL, tmp_path)
+
+
+def test_the_steps_see_each_scene_once_and_images_only_when_not_blind(tiny: Path) -> None:
+    vlm = fresh_vlm(tiny, 0, CPU)
+    head = Grounding(vlm.base.config.vision_config.out_hidden_size, 4)
+    scenes = {pretraining_scene(0, n).digest for n in range(64)}
+    assert len(scenes) == 64
+    with torch.no_grad():
+        sighted = step_loss(vlm, head, SMALL, 0)
+        blind = step_loss(vlm, head, Recipe(steps=4, images=2, blind=True), 0)
+    assert sighted.shape == (3,)
+    assert not torch.allclose(sighted, blind)
+
+
+def test_grounding_wants_the_lesions_where_they_are() -> None:
+    """A head that says exactly what the scenes hold has no loss; the same shifted by one token has a large one."""
+    scenes = [pretraining_scene(0, n) for n in range(12)]
+    head = Grounding(width=13 + 2 + 16, tokens=16)
+    with torch.no_grad():
+        head.head.weight.copy_(torch.eye(31))
+        head.head.bias.zero_()
+    features = torch.zeros(12, 16, 31)
+    features[..., 0] = 30
+    for row, scene in enumerate(scenes):
+        for lesion in scene.lesions:
+            token = (lesion.y * 4 // 1000) * 4 + lesion.x * 4 // 1000
+            features[row, token, 0] = 0
+            features[row, token, 1 + head.kinds.index((scene.modality, lesion.kind))] = 30
+            features[row, token, 13 + (lesion.size == "large")] = 30
+    features[..., 15:] = 30 * torch.eye(16)
+    assert head(features, scenes).item() < 1e-4
+    assert head(features.roll(1, dims=1), scenes).item() > 5
+
+
+def test_captions_are_read_back_as_facts() -> None:
+    for scene in (pretraining_scene(0, n) for n in range(100)):
+        modality, lesions = read_caption(caption(scene))
+        assert modality == scene.about.image
+        assert lesions == {scene.site(x).name: (x.size, x.kind) for x in scene.lesions}
+    truth = ["CT slice: liver small cyst; spleen clear", "MR slice: left frontal lobe large cyst"]
+    assert set(caption_scores(truth, truth).values()) == {1.0}
+    told = ["CT slice: liver large cyst; spleen small mass", "CT slice: nonsense"]
+    found = caption_scores(truth, told)
+    assert found == {"modality": 0.5, "site_f1": 0.5, "lesion_f1": 0.5, "size_accuracy": 0.0, "exact": 0.0}
+
+
+def test_pretrain_writes_a_backbone_that_loads_and_pictures(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    card = pretrain(tiny, out, SMALL, CPU, scenes=6)
+    assert card == read_json(out / CARD)
+    assert (card["steps"], card["images"], card["finished"], card["pretrained"]) == (4, 8, True, True)
+    losses = read_json(out / LOSSES)
+    assert len(losses) == 4
+    assert all(len(step) == len(PARTS) for step in losses)
+    state = load_file(out / STATE)
+    loaded = load_vlm(get_backbone(str(out)), torch.float32, CPU, {}).model
+    for name, p in loaded.named_parameters():
+        assert torch.equal(p, state[f"weight/{name}"].half().float()), name
+    assert get_backbone(str(out)).identity() != get_backbone(str(tiny)).identity()
+    plot_losses([out], tmp_path / "loss.png")
+    shares = plot_spectra(out, tiny, tmp_path / "spectrum.png")
+    assert all(0 < value < 1 for value in shares.values())
+    for picture in ("loss.png", "spectrum.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(RequestError, match=r"no losses\.json"):
+        plot_losses([tiny], tmp_path / "none.png")
+
+
+def test_the_command_line_stops_and_goes_on(tiny: Path, tmp_path: Path, cli: Cli) -> None:
+    words = ("nano", "pretrain", "--base", tiny, "--out", tmp_path / "out", "--steps", 3, "--scenes", 4, "--json")
+    first = json.loads(cli(*words, "--minutes", 0).stdout)
+    assert (first["steps"], first["finished"]) == (0, False)
+    second = json.loads(cli(*words).stdout)
+    assert (second["steps"], second["finished"]) == (3, True)
+    bad = cli(*words, "--seed", 5)
+    assert bad.returncode == 1
+    assert "another recipe (seed differ)" in bad.stderr
+    gone = cli("nano", "skill", tmp_path / "gone")
+    assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
+    base = cli("nano", "pretrain", "--base", tmp_path, "--out", tmp_path / "x", "--json")
+    assert base.returncode == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_killed_pretraining_goes_on(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "medbench", "nano", "pretrain", "--base", str(tiny), "--out", str(out)]
+    command += ["--steps", "100000", "--save-steps", "1"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if (out / STATE).exists():
+                break
+            time.sleep(0.1)
+        assert (out / STATE).exists()
+    finally:
+        process.kill()
+        process.wait()
+    work = Pretraining(fresh_vlm(tiny, 0, CPU), Recipe(steps=100000), out)
+    assert work.done == len(work.losses) >= 1
+
+
+def test_the_shipped_backbone_sees(tmp_path: Path) -> None:
+    """On a small sample: far above what captions of other scenes reach, and gone on blank images."""
+    backbone = get_backbone("nano-vl")
+    card = read_json(backbone.folder() / CARD)
+    assert card["pretrained"]
+    assert card["finished"]
+    assert sum(f.stat().st_size for f in backbone.folder().iterdir()) < 16e6
+    vlm = load_vlm(backbone, torch.float32, CPU, {})
+    sighted, blind = (skill(vlm, 0, 60, blind) for blind in (False, True))
+    assert sighted["captions"]["lesion_f1"] > sighted["shuffled"]["lesion_f1"] + 0.25
+    assert sighted["yes_no"]["balanced_accuracy"] > 0.65
+    assert blind["captions"]["lesion_f1"] < sighted["shuffled"]["lesion_f1"] + 0.1
+    assert blind["yes_no"]["balanced_accuracy"] < 0.6
