@@ -145,16 +145,17 @@ def _resolve_one(
         # Without training, blind training is blind testing: one run, not two that say the same.
         blind=request.blind if stages or request.blind is None else "test",
     )
-    return _with_protocol(spec, request.protocol, cards)
+    return _with_protocol(spec, backbone, request.protocol, cards)
 
 
-def _with_protocol(spec: RunSpec, asked: str | None, cards: Mapping[str, Card]) -> RunSpec:
+def _with_protocol(spec: RunSpec, backbone: Backbone, asked: str | None, cards: Mapping[str, Card]) -> RunSpec:
     """Zero-shot is only what was not trained on (design decision 5): no publication of the same data set."""
-    protocols = task_protocols(spec, cards)
+    protocols = task_protocols(spec, cards, backbone.pretrained_on)
     seen = [task for task, protocol in protocols.items() if protocol == "in_domain"]
     unseen = [task for task in protocols if task not in seen]
     if asked == "zero_shot" and seen:
-        raise RequestError(f"protocol zero_shot: the data set of {', '.join(seen)} would be trained on")
+        by = "would be trained on" if spec.stages else f"is what backbone {backbone.name} was pretrained on"
+        raise RequestError(f"protocol zero_shot: the data set of {', '.join(seen)} {by}")
     if asked == "in_domain" and spec.stages and unseen:
         raise RequestError(f"protocol in_domain: nothing of {', '.join(unseen)} would be trained on")
     return replace(spec, protocol="in_domain" if seen else "zero_shot")
@@ -226,7 +227,9 @@ def _of_adapter(
     own = read_origin(folder)
     if own.backbone not in (None, backbone.name):
         raise RequestError(f"--adapter {folder}: was trained on backbone {own.backbone}, not on {backbone.name}")
-    trained = None if own.trained_on is None else {_dataset(name, catalog) for name in own.trained_on}
+    trained = None
+    if own.trained_on is not None:
+        trained = {_dataset(name, catalog) for name in own.trained_on} | set(backbone.pretrained_on)
     tested = {cards[test.task].metadata.dataset for test in tests}
     return RunSpec(
         backbone=BackboneSpec(backbone.name, backbone.identity(), processor=processor),

@@ -45,7 +45,9 @@ def run(job: Job) -> Path:
             _begin(job)
         work.wait()
         data = check_data(job, work)
-        if job.spec.stages and job.step("fit") is None:
+        to_fit = bool(job.spec.stages) and job.step("fit") is None
+        work.wait()  # all have looked before one of them may finish the step
+        if to_fit:
             fit(job, work, data)
         if job.step("predict") is None:
             predict(job, work, data)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medbench.errors import WorkError
+from medbench.errors import MedbenchError, WorkError
 from medbench.files import folder_digest, publish_folder
 from medbench.job import Data, Job
 from medbench.results.record import is_finished, read_record
@@ -26,7 +26,10 @@ def borrow_fit(job: Job, data: Data) -> bool:
     twin = _twin(job)
     if twin is None or not is_finished(twin) or not (twin / "adapter").is_dir():
         return False
-    record = read_record(twin)
+    try:
+        record = read_record(twin)
+    except MedbenchError:  # a record of another version: the run can train for itself
+        return False
     trained_on = {f"{part.data.task}/{part.data.split}" for stage in job.spec.stages for part in stage.mixture}
     same_data = all(record["data"].get(key) == data.about[key] for key in trained_on)
     if not same_data or folder_digest(twin / "adapter", "*.safetensors") != record["weights"]["adapter"]:

@@ -7,20 +7,24 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from medbench.backbones.nano import CARD, LOSSES, PARTS, plot_losses, plot_spectra, pretrain
-from medbench.backbones.pretrain import STATE, Grounding, Pretraining, Recipe, fresh_vlm, step_loss
+from medbench.backbones.nano import BACKBONE, CARD, LOSSES, pretrain
+from medbench.backbones.nano_plots import PARTS, plot_losses, plot_spectra
+from medbench.backbones.pretrain import STATE, Grounding, Pretraining, Recipe, fresh_vlm, read_state, step_loss
 from medbench.backbones.registry import get_backbone
 from medbench.backbones.skill import caption_scores, read_caption, skill
 from medbench.backbones.vlm import load_vlm
 from medbench.errors import RequestError, WorkError
 from medbench.files import read_json
 from medbench.phantom.pretraining import caption, pretraining_scene
+from medbench.phantom.scene import Scene
 from tests.conftest import Cli
 
 CPU = torch.device("cpu")
@@ -60,16 +64,22 @@ def test_another_recipe_is_not_taken_up(tiny: Path, tmp_path: Path) -> None:
         Pretraining(fresh_vlm(tiny, 0, CPU), SMALL, tmp_path)
 
 
-def test_the_steps_see_each_scene_once_and_images_only_when_not_blind(tiny: Path) -> None:
+def test_each_step_sees_new_scenes_and_a_blind_one_paints_none(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = fresh_vlm(tiny, 0, CPU)
     head = Grounding(vlm.base.config.vision_config.out_hidden_size, 4)
-    scenes = {pretraining_scene(0, n).digest for n in range(64)}
-    assert len(scenes) == 64
+    painted: list[str] = []
+
+    def pixels(scene: Scene, scanner: str = "standard") -> np.ndarray:
+        painted.append(scene.digest)
+        return np.full((112, 112), len(painted), np.uint8)
+
+    monkeypatch.setattr("medbench.phantom.image.pixels", pixels)
     with torch.no_grad():
-        sighted = step_loss(vlm, head, SMALL, 0)
-        blind = step_loss(vlm, head, Recipe(steps=4, images=2, blind=True), 0)
-    assert sighted.shape == (3,)
-    assert not torch.allclose(sighted, blind)
+        for step in range(3):
+            assert step_loss(vlm, head, replace(SMALL, first=10), step).shape == (3,)
+        assert painted == [pretraining_scene(0, 10 + n).digest for n in range(6)]
+        step_loss(vlm, head, replace(SMALL, blind=True), 0)
+    assert len(painted) == 6
 
 
 def test_grounding_wants_the_lesions_where_they_are() -> None:
@@ -107,23 +117,43 @@ def test_captions_are_read_back_as_facts() -> None:
 def test_pretrain_writes_a_backbone_that_loads_and_pictures(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     card = pretrain(tiny, out, SMALL, CPU, scenes=6)
-    assert card == read_json(out / CARD)
+    assert card == read_json(out / BACKBONE / CARD)
     assert (card["steps"], card["images"], card["finished"], card["pretrained"]) == (4, 8, True, True)
-    losses = read_json(out / LOSSES)
+    (losses,) = read_json(out / LOSSES)
     assert len(losses) == 4
     assert all(len(step) == len(PARTS) for step in losses)
     state = load_file(out / STATE)
-    loaded = load_vlm(get_backbone(str(out)), torch.float32, CPU, {}).model
+    backbone = get_backbone(str(out / BACKBONE))
+    loaded = load_vlm(backbone, torch.float32, CPU, {}).model
     for name, p in loaded.named_parameters():
         assert torch.equal(p, state[f"weight/{name}"].half().float()), name
-    assert get_backbone(str(out)).identity() != get_backbone(str(tiny)).identity()
+    before = backbone.identity()
+    (out / STATE).unlink()
+    assert backbone.identity() == before != get_backbone(str(tiny)).identity()
     plot_losses([out], tmp_path / "loss.png")
-    shares = plot_spectra(out, tiny, tmp_path / "spectrum.png")
+    shares = plot_spectra(out / BACKBONE, tiny, tmp_path / "spectrum.png")
     assert all(0 < value < 1 for value in shares.values())
     for picture in ("loss.png", "spectrum.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RequestError, match=r"no losses\.json"):
         plot_losses([tiny], tmp_path / "none.png")
+
+
+def test_a_later_stage_starts_from_the_weights_and_sees_new_scenes(tiny: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    pretrain(tiny, first, SMALL, CPU, scenes=4)
+    card = pretrain(tiny, second, replace(SMALL, steps=2, exchanges=3), CPU, start=first, scenes=4)
+    assert [(stage["done"], stage["first"]) for stage in card["stages"]] == [(4, 0), (2, 8)]
+    assert (card["steps"], card["images"]) == (6, 12)
+    assert [len(stage) for stage in read_json(second / LOSSES)] == [4, 2]
+    started = Pretraining(fresh_vlm(tiny, 5, CPU), SMALL, tmp_path / "third", start=first / STATE)
+    state = load_file(first / STATE)
+    assert all(torch.equal(p, state[f"weight/{name}"]) for name, p in started.names.items())
+    assert started.done == 0
+    with pytest.raises(WorkError, match=r"another recipe \(.*base.* differ\)"):
+        Pretraining(fresh_vlm(tiny, 0, CPU), SMALL, first, base="other")
+    with pytest.raises(RequestError, match="an earlier stage"):
+        pretrain(tiny, second, SMALL, CPU, start=tmp_path / "gone")
 
 
 def test_the_command_line_stops_and_goes_on(tiny: Path, tmp_path: Path, cli: Cli) -> None:
@@ -156,8 +186,12 @@ def test_a_killed_pretraining_goes_on(tiny: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    work = Pretraining(fresh_vlm(tiny, 0, CPU), Recipe(steps=100000), out)
-    assert work.done == len(work.losses) >= 1
+    about, _ = read_state(out / STATE)
+    work = Pretraining(fresh_vlm(tiny, 0, CPU), Recipe(steps=100000), out, about["base"])
+    before = work.done
+    assert before == len(work.losses) >= 1
+    work.run(lambda: work.done > before, 100, advance)
+    assert work.done == before + 1
 
 
 def test_the_shipped_backbone_sees(tmp_path: Path) -> None:

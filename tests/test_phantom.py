@@ -128,20 +128,24 @@ def test_the_question_alone_says_nothing(ask: Callable[[Scene], list[Question]])
         split: [(f"{scene.modality} {q.type}", q) for scene in scenes(count, split, "balance") for q in ask(scene)]
         for split, count in (("train", 5000), ("test", 2500))
     }
-    chance = np.mean([1 / CHANCE.get(q.type, 2) for _, q in asked["test"]])
+    types = np.array([q.type for _, q in asked["test"]])
+    answered = np.array([q.answer for _, q in asked["test"]])
     answers: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for kind, q in asked["train"]:
         answers[kind][q.answer] += 1
     majority = {kind: max(found, key=lambda a: found[a]) for kind, found in answers.items()}
-    by_type = np.mean([majority[kind] == q.answer for kind, q in asked["test"]])
-    assert abs(by_type - chance) < 0.025
     grams = CountVectorizer(ngram_range=(1, 3), binary=True)
     learned = LogisticRegression(max_iter=60, C=0.3).fit(
         grams.fit_transform([q.text for _, q in asked["train"]]), [q.answer for _, q in asked["train"]]
     )
     guesses = learned.predict(grams.transform([q.text for _, q in asked["test"]]))
-    by_grams = np.mean(guesses == [q.answer for _, q in asked["test"]])
-    assert abs(by_grams - chance) < 0.025
+    for name in set(types):
+        here = types == name
+        chance = 1 / CHANCE.get(name, 2)
+        # Four standard errors of the share that chance gets right.
+        margin = 4 * (chance * (1 - chance) / here.sum()) ** 0.5
+        for told in (np.array([majority[kind] for kind, _ in asked["test"]]), guesses):
+            assert abs(np.mean(told[here] == answered[here]) - chance) < margin, name
 
 
 def test_classes_are_even_and_are_the_cards_candidates() -> None:

@@ -80,6 +80,7 @@ class Backbone:
         scale: which part of a method's recipe holds.
         default_rank: total rank of the default budget.
         tables: shipped layer tables by target group; empty when the model itself must be asked.
+        pretrained_on: data sets (as cards name them) that it is known to be pretrained on.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Backbone:
     architecture: str | None
     description: str
     tables: dict[str, LayerTable]
+    pretrained_on: tuple[str, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -164,6 +166,7 @@ def _shipped(name: str) -> Backbone:
         content["architecture"],
         content["description"],
         tables,
+        tuple(content.get("pretrained_on", ())),
     )
 
 

@@ -34,7 +34,7 @@ NEAR = 20
 #: Says in a record or a report what its figures were counted with.
 ABOUT = {
     "exact": "sha256 of size and RGB pixels",
-    "near": f"pHash {HASH_SIZE} x {HASH_SIZE}, of {HASH_SIZE**2} bits at most {NEAR} differ",
+    "near": f"pHash {HASH_SIZE} x {HASH_SIZE}, of {HASH_SIZE**2} bits at most {NEAR} differ; blind to small findings",
 }
 #: Pairs that are compared at a time: bounds the memory of `near_pairs` to some 20 MB.
 _BLOCK = 1 << 20

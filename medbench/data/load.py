@@ -113,7 +113,7 @@ def load_items(
     published = read_published(card, source, data_root)
     rows, location = published.rows, published.location
     if check:
-        _check(card, source, published)
+        _check(card, source, published, on_bad_item)
     items, skipped = apply_card(card, rows, on_bad_item)
     if split in ("fit", "validation") and not own_validation:
         held = held_out_images(card, sorted({row.image.key for row in rows if row.image}))
@@ -187,7 +187,7 @@ def _closed_mark(rule: ClosedRule, row: Row) -> str:
     return row.fields.get(rule.name or "", "") if rule.rule == "field" else str(is_closed(rule, row))
 
 
-def _check(card: Card, split: str, published: Published) -> None:
+def _check(card: Card, split: str, published: Published, on_bad_item: OnBadItem) -> None:
     expected = card.metadata.splits[split]  # type: ignore[index]
     rows, found = published.rows, published.digest
     where = f"task {card.name}, split {split} in {published.location.folder}"
@@ -196,8 +196,9 @@ def _check(card: Card, split: str, published: Published) -> None:
             f"{where}: {len(rows)} items, the card expects {expected.count}; "
             "another publication of this data set needs a card of its own"
         )
-    broken = next((row.error for row in rows if row.error), None)
-    if expected.digest and found != expected.digest and broken is None:
+    # A broken row changes the digest too; it is named by the error for bad items, where that will be raised.
+    named = on_bad_item == "fail" and any(row.error for row in rows)
+    if expected.digest and found != expected.digest and not named:
         raise WorkError(
             f"{where}: the questions or answers differ from those of the card (digest {found[:12]}, "
             f"expected {expected.digest[:12]}); changed data needs a card of its own"

@@ -10,6 +10,9 @@ from typing import Any
 
 from medbench.phantom.scene import Scene
 
+#: Raised whenever a scene's pixels change by more than a grey level: it is part of every image's key.
+PAINT_VERSION = 1
+
 
 @dataclass(frozen=True)
 class Scanner:

@@ -50,12 +50,16 @@ class BlindTable:
     Attributes:
         lines: one a sighted row, kind of blindness, task and metric, in the order of `build_table`'s rows.
         alone: how many sighted rows have no blind twin.
+        orphans: how many blind rows have no sighted twin.
+        retrained: whether some blind test has another adapter than its sighted twin (it trained for itself).
         uneven: whether seeds were left out that only one of two twins has.
         incomplete: runs that are not finished.
     """
 
     lines: tuple[Line, ...]
     alone: int
+    orphans: int
+    retrained: bool
     uneven: bool
     incomplete: tuple[str, ...]
 
@@ -84,25 +88,32 @@ def build_blind_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_ME
         twins.setdefault(key, {})[record["spec"].get("blind")] = group
     sighted = {key: about_runs(kinds[None]) for key, kinds in twins.items() if None in kinds}
     lines: list[Line] = []
-    alone, uneven = 0, False
+    alone, uneven, retrained = 0, False, False
     for key, row in sorted(sighted.items(), key=lambda pair: row_order(pair[1])):
-        setting, own, before = differing(row, list(sighted.values())), twins[key][None], len(lines)
+        setting, own = differing(row, list(sighted.values())), twins[key][None]
         for kind in KINDS:
             other = twins[key].get(kind, {})
             seeds = tuple(seed for seed in own if seed in other)
             if seeds:
                 uneven |= set(own) != set(other)
+                retrained |= kind == "test" and any(_adapter(own[seed]) != _adapter(other[seed]) for seed in seeds)
                 lines += [
                     Line(row, setting, kind, seeds, task, metric, figures)
                     for task, metric, figures in _figures(own, other, seeds, metrics)
                 ]
-        alone += len(lines) == before
+        alone += not any(set(own) & set(twins[key].get(kind, {})) for kind in KINDS)
     if not lines:
         raise RequestError(
             f"nothing here has a blind twin ({len(sighted)} sighted rows, {len(groups) - len(sighted)} blind ones); "
             "run the command of a sighted run again with --blind test or --blind train"
         )
-    return BlindTable(tuple(lines), alone, uneven, tuple(map(str, incomplete)))
+    orphans = sum(len(kinds) for kinds in twins.values() if None not in kinds)
+    return BlindTable(tuple(lines), alone, orphans, retrained, uneven, tuple(map(str, incomplete)))
+
+
+def _adapter(run: tuple[Path, dict[str, Any]]) -> Any:
+    """The digest of the weights that a run was tested with."""
+    return run[1]["weights"]["adapter"]
 
 
 def _figures(
@@ -112,7 +123,9 @@ def _figures(
     sides = [[group[seed] for seed in seeds] for group in (own, other)]
     scores = [[read_parquet(folder / "scores.parquet") for folder, _ in side] for side in sides]
     for task, content in sides[0][0][1]["tasks"].items():
-        _check_data(f"{task}/{content['split']}", [run for side in sides for run in side])
+        runs = [run for side in sides for run in side]
+        for data in runs[0][1]["data"]:  # what was trained on, too
+            _check_data(data, runs)
         first, second = ([table[table["task"] == task] for table in side] for side in scores)
         for metric in metrics:
             figures = estimate_paired(first, second, metric)
@@ -125,7 +138,7 @@ def _check_data(data: str, runs: Sequence[tuple[Path, dict[str, Any]]]) -> None:
     (first, record), *others = runs
     for folder, other in others:
         if any(record["data"][data][key] != other["data"][data][key] for key in ("digest", "images_digest")):
-            raise WorkError(f"{first} and {folder} were tested on different items or images of {data}: no twins")
+            raise WorkError(f"{first} and {folder} had different items or images of {data}: no twins")
 
 
 def _numbers(line: Line) -> dict[str, Any]:
@@ -183,6 +196,10 @@ def _notes(table: BlindTable) -> list[str]:
         notes.append("ece is better the lower it is: there the image helps where it adds less than 0.")
     if table.uneven:
         notes.append("Seeds that only one of two twins has are left out.")
+    if table.retrained:
+        notes.append("Some blind tests trained for themselves: their adapter is not bit for bit the sighted one's.")
+    if table.orphans:
+        notes.append(f"Blind rows without a sighted twin, left out: {table.orphans}.")
     if table.alone:
         notes.append(f"Sighted rows without a blind twin, left out: {table.alone}.")
     if table.incomplete:

@@ -55,7 +55,7 @@ def write_record(job: Job, data: Data) -> Path:
     if predicted is None:
         raise WorkError(f"run {job.folder.name[:12]}: nothing was predicted")
     tasks = score_run(job, data)
-    protocols = task_protocols(spec, job.cards)
+    protocols = task_protocols(spec, job.cards, job.backbone.pretrained_on)
     for test in spec.tests:
         about = data.about[f"{test.task}/{test.split}"]
         tasks[test.task] |= {

@@ -128,10 +128,19 @@ def differing(row: Row, rows: Sequence[Row]) -> str:
     """What sets a row apart from the others of its method and training: `training.lr=0.001`, or nothing."""
     same = [r for r in rows if (r.method, r.backbone, r.trained_on) == (row.method, row.backbone, row.trained_on)]
     keys = sorted({key for other in same for key in {*row.setting, *other.setting}})
-    told = ("method.adapter.", "stages.", "backbone.processor", "generation.", "dtype", "on_bad_item", "method.weights")
+    told = (
+        *("method.adapter.", "method.weights", "stages.", "backbone.processor", "backbone.weights"),
+        *("generation.", "dtype", "on_bad_item", "version"),
+        "version",
+    )
     keys = [key for key in keys if (key.startswith(told) and ".mixture." not in key) or key.endswith(".weight")]
     changed = [key for key in keys if len({canonical_json(r.setting.get(key)) for r in same}) > 1]
-    return ", ".join(f"{_short(key)}={row.setting.get(key)}" for key in changed)
+    return ", ".join(f"{_short(key)}={_shown(row.setting.get(key))}" for key in changed)
+
+
+def _shown(value: Any) -> Any:
+    """A value as a table shows it: of a digest the head."""
+    return value[:15] if isinstance(value, str) and value.startswith("sha256:") else value
 
 
 def _short(key: str) -> str:

@@ -6,7 +6,7 @@ interval of the difference is that of a paired comparison.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +17,11 @@ from numpy.typing import ArrayLike
 
 from medbench.errors import WorkError
 from medbench.scoring.bootstrap import LEVEL, RESAMPLES, Estimate, cluster_bootstrap, cluster_bootstrap_mean
-from medbench.scoring.stats import mean_over_seeds
+from medbench.scoring.stats import STATISTICS, mean_over_seeds
 from medbench.scoring.vqa import METRICS, PROBABILITY_METRICS
-from medbench.scoring.weighted import Array, Statistic, auroc_statistic, ece_statistic
+from medbench.scoring.weighted import Array, Statistic
 
 Tables = Sequence[pd.DataFrame]
-_STATISTICS: dict[str, Callable[[ArrayLike, ArrayLike], Statistic]] = {"auroc": auroc_statistic, "ece": ece_statistic}
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,10 @@ def estimate_paired(
     for table in (*one, *two):
         used &= table[[score, outcome]].notna().all(axis=1)
     clusters = one[0].loc[used, "cluster"]
-    if metric not in _STATISTICS:
+    if metric not in STATISTICS:
         means = [np.mean([table.loc[used, outcome] for table in side], axis=0) for side in (one, two)]
         return _of_means(means, clusters, "closed", boot)
-    make = _STATISTICS[metric]
+    make = STATISTICS[metric]
     made = [[make(table.loc[used, score], table.loc[used, outcome]) for table in side] for side in (one, two)]
 
     def mean(side: int, weights: Array) -> Array:

@@ -35,7 +35,7 @@ __all__ = [
     "seed_sd",
 ]
 
-_STATISTICS: dict[str, Callable[[ArrayLike, ArrayLike], Statistic]] = {
+STATISTICS: dict[str, Callable[[ArrayLike, ArrayLike], Statistic]] = {
     "auroc": auroc_statistic,
     "ece": ece_statistic,
 }
@@ -132,9 +132,9 @@ def _estimate_probability_metric(name: str, aligned: list[pd.DataFrame], setting
         usable &= table[[score, outcome]].notna().all(axis=1).to_numpy()
     clusters = aligned[0].loc[usable, "cluster"]
     empty = "no closed item has the probabilities it needs" if closed.any() else "no closed items"
-    if name in _STATISTICS:
+    if name in STATISTICS:
         statistic = _mean_statistic(
-            [_STATISTICS[name](table.loc[usable, score], table.loc[usable, outcome]) for table in aligned]
+            [STATISTICS[name](table.loc[usable, score], table.loc[usable, outcome]) for table in aligned]
         )
         why = "all items have the same gold answer"
         estimate = cluster_bootstrap(statistic, clusters, empty=empty, undefined=why, **settings)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medbench.data.readers import Row
+from medbench.phantom.image import PAINT_VERSION
 from medbench.phantom.questions import Question, label, probes, vqa
 from medbench.phantom.report import report_question
 from medbench.phantom.scene import Scene, find_scene
@@ -26,23 +27,28 @@ ASK: dict[str, Callable[[Scene], list[Question]]] = {
 
 @dataclass(frozen=True, slots=True)
 class PhantomImage:
-    """An image that is painted when it is read. Its key names the scene, whatever scanner took the image."""
+    """An image that is painted when it is read."""
 
-    key: str
+    seed: str
     split: str
     modalities: tuple[str, ...]
     single: bool
     scanner: str
 
     @property
+    def key(self) -> str:
+        """Names the scene and how scenes are painted, so that a card's digest pins both; not the scanner."""
+        return f"{self.scene.digest[:16]}.{PAINT_VERSION}"
+
+    @property
     def place(self) -> str:
         """The seed it is drawn from."""
-        return f"generated from {self.key}, {self.scanner} scanner"
+        return f"generated from {self.seed}, {self.scanner} scanner"
 
     @property
     def scene(self) -> Scene:
         """What it shows."""
-        return find_scene(self.key, self.split, self.modalities, self.single)
+        return find_scene(self.seed, self.split, self.modalities, self.single)
 
     def read(self) -> bytes:
         """The PNG."""
@@ -63,8 +69,8 @@ def rows(folder: Path, options: Mapping[str, Any], split: str) -> list[Row]:
     domain = f"{'+'.join(modalities)}:{'single' if options['ask'] == 'cls' else 'several'}"
     found = []
     for number in range(int(options[split])):
-        key = f"phantom:{domain}:{options['seed']}:{split}:{number}"
-        image = PhantomImage(key, split, modalities, options["ask"] == "cls", options.get("scanner", "standard"))
+        seed = f"phantom:{domain}:{options['seed']}:{split}:{number}"
+        image = PhantomImage(seed, split, modalities, options["ask"] == "cls", options.get("scanner", "standard"))
         for k, question in enumerate(ask(image.scene)):
             fields = {"question_type": question.type, "modality": image.scene.modality}
             found.append(Row(f"{split}-{number}-{k}", image, question.text, question.answer, fields))
