@@ -131,7 +131,6 @@ def differing(row: Row, rows: Sequence[Row]) -> str:
     told = (
         *("method.adapter.", "method.weights", "stages.", "backbone.processor", "backbone.weights"),
         *("generation.", "dtype", "on_bad_item", "version"),
-        "version",
     )
     keys = [key for key in keys if (key.startswith(told) and ".mixture." not in key) or key.endswith(".weight")]
     changed = [key for key in keys if len({canonical_json(r.setting.get(key)) for r in same}) > 1]
