@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -14,6 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     import typer
 
     from medbench.cli import app
+
+    # Pillow's warnings about single images: what is wrong with an image is said by its item's error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
     # Newer releases of typer carry click inside, older ones import it: either way this is its ClickException.
     click_error: Any = typer.BadParameter.__mro__[2]

@@ -8,6 +8,7 @@ import typer
 
 from medbench.catalog import Catalog
 from medbench.cli_options import DataRoot, Json, choice, print_json, split_names
+from medbench.errors import RequestError
 
 data_app = typer.Typer(help="Look after the data sets.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -67,6 +68,8 @@ def data_leaks(
 
     catalog = Catalog()
     names = [name for words in against or [] for word in split_names(words) for name in catalog.task_names(word)]
+    if against and not names:
+        raise RequestError("--against names no task; for example --against slake,pathvqa")
     card = catalog.task(task)
     others = {other.name: other for name in names if (other := catalog.task(name)).name != card.name}
     mode = choice("--on-bad-item", on_bad_item, ("fail", "skip"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,7 @@ def nano_pretrain(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1800,
     images: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
     exchanges: Annotated[int, typer.Option(min=2, help="A caption and questions about each image.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and questions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, scenes and questions.")] = 0,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 1.5e-3,
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 (autocast).")] = "float32",
     blind: Annotated[bool, typer.Option("--blind", help="Blank images: what the text alone gives.")] = False,
@@ -46,6 +47,8 @@ def nano_pretrain(
 ) -> None:
     """Pretrain the small backbone on generated phantoms, from random weights; resumable."""
     choice("--dtype", dtype, ("float32", "bfloat16"))
+    if not math.isfinite(lr):
+        raise RequestError(f"--lr {lr}: should be a number like 1e-3")
     from medbench.backbones.nano import card_text, pretrain
     from medbench.backbones.pretrain import Recipe
     from medbench.backbones.registry import get_backbone
@@ -87,9 +90,7 @@ def nano_plot(
     """Draw the loss curves, and the spectra of some matrices beside those of random ones."""
     from medbench.backbones.nano_plots import plot_losses, plot_spectra
 
-    for folder in (folders[0] / "backbone", fresh):
-        if not (folder / "model.safetensors").exists():
-            raise RequestError(f"{folder}: no model.safetensors; expected a backbone's folder")
-    plot_losses(folders, out / "loss.png")
+    # First what reads the larger files: nothing is drawn when one of them is broken.
     shares = plot_spectra(folders[0] / "backbone", fresh, out / "spectrum.png")
+    plot_losses(folders, out / "loss.png")
     print_json(shares) if as_json else print("\n".join(f"{name} {value:.3f}" for name, value in shares.items()))

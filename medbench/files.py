@@ -120,8 +120,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Holds a run folder for one process; the kernel lets go when that process dies, however it dies.
+def run_lock(folder: Path, what: str = "run") -> Iterator[None]:
+    """Holds a folder for one process; the kernel lets go when that process dies, however it dies.
 
     Raises:
         WorkError: another process holds it (the message says which), or the folder cannot be made.
@@ -129,7 +129,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
+        raise WorkError(f"cannot make the {what} folder {folder}: {error.strerror or error}") from error
     lock, holder = FileLock(folder / ".lock"), folder / ".lock.holder"
     try:
         lock.acquire(timeout=0)
@@ -138,7 +138,7 @@ def run_lock(folder: Path) -> Iterator[None]:
             who = holder.read_text(encoding="utf-8").strip()
         except OSError:  # not yet written, or already gone
             who = "another process"
-        raise WorkError(f"run {folder.name[:12]} is held by {who}; wait for it or stop it") from error
+        raise WorkError(f"{what} {folder.name[:12]} is held by {who}; wait for it or stop it") from error
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")

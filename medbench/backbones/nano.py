@@ -16,7 +16,7 @@ from medbench.backbones.registry import Backbone
 from medbench.backbones.skill import skill
 from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.errors import RequestError, WorkError
-from medbench.files import digest, file_digest, publish_folder, read_json, write_json
+from medbench.files import digest, file_digest, publish_folder, read_json, run_lock, write_json
 from medbench.progress import progress_bar
 from medbench.results.environment import environment
 
@@ -58,15 +58,33 @@ def pretrain(
         raise RequestError(f"--base {base}: no config.json; expected a backbone's folder")
     if out.exists() and not out.is_dir():
         raise RequestError(f"--out {out}: is a file; expected a folder, or nothing yet")
+    vlm = fresh_vlm(base, recipe.seed, device)
+    with run_lock(out, "pretraining"):
+        return _pretrain(vlm, base, out, recipe, device, start, minutes, save_steps, scenes)
+
+
+def _pretrain(
+    vlm: Vlm,
+    base: Path,
+    out: Path,
+    recipe: Recipe,
+    device: torch.device,
+    start: Path | None,
+    minutes: float | None,
+    save_steps: int,
+    scenes: int,
+) -> dict[str, Any]:
     history: list[dict[str, Any]] = []
     if start is not None:
-        if not (start / STATE).exists():
-            raise RequestError(f"--start {start}: no {STATE}; expected the --out of an earlier stage")
+        weights = start / BACKBONE / "model.safetensors"
+        if not (start / STATE).exists() or not weights.exists():
+            raise RequestError(f"--start {start}: no {STATE} and {BACKBONE}; expected the --out of a finished stage")
         about, _ = read_state(start / STATE)
+        if about["done"] < about["recipe"]["steps"]:
+            raise RequestError(f"--start {start}: {about['done']} of {about['recipe']['steps']} steps done; finish it")
         history = [*about["history"], {key: about[key] for key in ("recipe", "done", "losses", "seconds")}]
         seen = about["recipe"]["first"] + about["done"] * about["recipe"]["images"]
-        recipe = replace(recipe, first=seen, start=file_digest(start / BACKBONE / "model.safetensors"))
-    vlm = fresh_vlm(base, recipe.seed, device)
+        recipe = replace(recipe, first=seen, start=file_digest(weights))
     pins = digest([[name, file_digest(base / name)] for name in ("config.json", "tokenizer.json")])
     work = Pretraining(vlm, recipe, out, pins, history, start and start / STATE)
     until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
@@ -96,14 +114,18 @@ def _publish(vlm: Vlm, out: Path, card: dict[str, Any], device: torch.device, sc
     temporary = out / f"{BACKBONE}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        vlm.model.half().save_pretrained(temporary)
+        half = vlm.model.half()
+        if not all(p.isfinite().all() for p in half.parameters()):
+            raise WorkError("pretraining: a weight does not fit into fp16; try a lower --lr")
+        half.save_pretrained(temporary)
         vlm.processor.save_pretrained(temporary)
         found = folder_skill(temporary, device, scenes, card["stages"][-1]["blind"], card["stages"][-1]["seed"])
         write_json(temporary / CARD, card | {"skill": found})
         publish_folder(temporary, out / BACKBONE)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise WorkError(f"cannot write {out / BACKBONE}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def folder_skill(folder: Path, device: torch.device, scenes: int, blind: bool, seed: int = 0) -> dict[str, Any]:

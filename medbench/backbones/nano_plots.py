@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from medbench.backbones.nano import BACKBONE, CARD, LOSSES
-from medbench.errors import RequestError
+from medbench.errors import RequestError, WorkError
 from medbench.files import read_json, write_atomic
 
 #: The three losses of a step, in order.
@@ -25,8 +25,16 @@ def plot_losses(folders: Sequence[Path], out: Path) -> None:
     for folder in folders:
         if not (folder / LOSSES).exists():
             raise RequestError(f"{folder}: no {LOSSES}; `medbench nano pretrain` writes it")
-        losses = [step for stage in read_json(folder / LOSSES) for step in stage]
-        stages = read_json(folder / BACKBONE / CARD)["stages"]
+        try:
+            losses = [[float(part) for part in step] for stage in read_json(folder / LOSSES) for step in stage]
+            stages = [
+                {key: stage[key] for key in ("done", "blind")}
+                for stage in read_json(folder / BACKBONE / CARD)["stages"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise WorkError(f"{folder}: {LOSSES} or the card is not what `medbench nano pretrain` writes") from error
+        if not losses or any(len(step) != len(PARTS) for step in losses):
+            raise RequestError(f"{folder}: no step was taken yet; nothing to draw")
         means = [_means(losses[i : i + 20]) for i in range(0, len(losses), 20)]
         label = "blank images" if stages[-1]["blind"] else "images"
         for axis, part, values in zip(axes, PARTS, zip(*means, strict=True), strict=True):
@@ -47,9 +55,10 @@ def plot_spectra(trained: Path, fresh: Path, out: Path) -> dict[str, float]:
         same of the random matrix under `NAME (random)`.
     """
     from matplotlib.figure import Figure
-    from safetensors.torch import load_file
 
-    loaded = load_file(trained / "model.safetensors"), load_file(fresh / "model.safetensors")
+    loaded = _weights(trained), _weights(fresh)
+    if {name: w.shape for name, w in loaded[0].items()} != {name: w.shape for name, w in loaded[1].items()}:
+        raise RequestError(f"--fresh {fresh}: has not the shapes of {trained}")
     names = [
         name
         for name in loaded[0]
@@ -71,6 +80,19 @@ def plot_spectra(trained: Path, fresh: Path, out: Path) -> dict[str, float]:
     figure.supylabel("singular value / root mean square")
     _save(figure, out)
     return found
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise RequestError(f"{path} is missing; expected a backbone's folder")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"{path}: not readable as safetensors ({error})") from error
 
 
 def _means(losses: Sequence[Sequence[float]]) -> list[float]:

@@ -25,13 +25,13 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from medbench.backbones.grounding import Grounding
 from medbench.backbones.pixels import blank_image
 from medbench.backbones.vlm import IGNORE, Vlm
-from medbench.errors import WorkError
+from medbench.errors import RequestError, WorkError
 from medbench.files import write_atomic
-from medbench.phantom.anatomy import MODALITIES, SIZES
 from medbench.phantom.draws import Draws
-from medbench.phantom.pretraining import Exchange, exchanges, pretraining_scene
+from medbench.phantom.pretraining import LISTING_FROM, Exchange, exchanges, pretraining_scene
 from medbench.phantom.scene import Scene
 
 STATE = "state.safetensors"
@@ -44,7 +44,7 @@ class Recipe:
     Attributes:
         steps: optimiser steps; the learning rate falls to zero over them (cosine, after `warmup` steps).
         images: a step.
-        exchanges: about each image, at least two; the first one is a caption.
+        exchanges: about each image, at least two: a caption, of three or more a listing, and questions.
         lr: highest learning rate (AdamW, betas 0.9 and 0.98, gradient norm clipped at 1).
         weight_decay: of matrices.
         seed: of the weights, the scenes and the exchanges.
@@ -83,53 +83,24 @@ def scene_image(scene: Scene, blind: bool = False) -> Any:
 
 
 def fresh_vlm(base: Path, seed: int, device: torch.device) -> Vlm:
-    """A model of the architecture in `base`, with its processor, and weights drawn from the seed."""
+    """A model of the architecture in `base`, with its processor, and weights drawn from the seed.
+
+    Raises:
+        RequestError: `base` is no backbone's folder.
+    """
     from transformers import AutoConfig
 
-    processor = AutoProcessor.from_pretrained(str(base), trust_remote_code=False)
-    torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(str(base)), dtype=torch.float32)
+    try:
+        processor = AutoProcessor.from_pretrained(str(base), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(base), trust_remote_code=False)
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RequestError(f"--base {base}: not a backbone's folder ({reason})") from error
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return Vlm(model.to(device), processor, device)
-
-
-class Grounding(torch.nn.Module):
-    """A linear head over image tokens, for pretraining alone: the lesion centred there (kind, size), and its place.
-
-    A blind run has it too, and learns nothing from it but how often kinds occur.
-    """
-
-    def __init__(self, width: int, tokens: int):
-        """Args: the width of an image token; how many an image has (a square number)."""
-        super().__init__()
-        self.kinds = [(about.name, kind) for about in MODALITIES.values() for kind in about.kinds]
-        self.parts = (1 + len(self.kinds), len(SIZES), tokens)
-        self.tokens, self.side = tokens, math.isqrt(tokens)
-        self.head = torch.nn.Linear(width, sum(self.parts))
-
-    def forward(self, features: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
-        """The mean cross-entropy of kind (none counts a fifth), half that of size, half that of place.
-
-        Args:
-            features: [images, tokens, width].
-            scenes: what the images show.
-        """
-        kind = torch.zeros(len(scenes), self.tokens, dtype=torch.long)
-        size = torch.full((len(scenes), self.tokens), IGNORE)
-        for row, scene in enumerate(scenes):
-            for lesion in scene.lesions:
-                token = lesion.y * self.side // 1000 * self.side + lesion.x * self.side // 1000
-                kind[row, token] = 1 + self.kinds.index((scene.modality, lesion.kind))
-                size[row, token] = list(SIZES).index(lesion.size)
-        place = torch.arange(self.tokens).repeat(len(scenes))
-        found = self.head(features.float()).flatten(0, 1).split(self.parts, -1)
-        rare = torch.tensor([0.2] + [1.0] * len(self.kinds), device=features.device)
-        wanted = [t.flatten().to(features.device) for t in (kind, size, place)]
-        entropy = torch.nn.functional.cross_entropy
-        # A batch of normal images has no size to tell: the sum over none is 0, not 0 / 0.
-        sizes = entropy(found[1], wanted[1], ignore_index=IGNORE, reduction="sum") / max(1, int((size >= 0).sum()))
-        return entropy(found[0], wanted[0], weight=rare) + 0.5 * sizes + 0.5 * entropy(found[2], wanted[2])
 
 
 def fresh_grounding(vlm: Vlm, seed: int) -> Grounding:
@@ -142,7 +113,7 @@ def fresh_grounding(vlm: Vlm, seed: int) -> Grounding:
 
 
 def step_loss(vlm: Vlm, grounding: Grounding, recipe: Recipe, step: int) -> torch.Tensor:
-    """The loss of a step: the captions' tokens, the other answers' tokens, the grounding; each a mean, added.
+    """The loss of a step: captions (and listings), the other answers, the grounding; each a mean over tokens.
 
     Returns:
         [3]: the three losses.
@@ -154,8 +125,9 @@ def step_loss(vlm: Vlm, grounding: Grounding, recipe: Recipe, step: int) -> torc
     features = vlm.base.get_image_features(
         **{name: value.to(vlm.device) for name, value in pixels.items()}, return_dict=True
     ).pooler_output
-    captions = [(i, found[0]) for i, found in enumerate(asked)]
-    questions = [(i, exchange) for i, found in enumerate(asked) for exchange in found[1:]]
+    long = 2 if recipe.exchanges >= LISTING_FROM else 1
+    captions = [(i, exchange) for i, found in enumerate(asked) for exchange in found[:long]]
+    questions = [(i, exchange) for i, found in enumerate(asked) for exchange in found[long:]]
     texts = [_part_loss(vlm, part, images, features) for part in (captions, questions)]
     return torch.stack([*texts, grounding(torch.stack(list(features)), scenes)])
 
@@ -254,7 +226,13 @@ class Pretraining:
         return self.done >= recipe.steps
 
     def save(self) -> None:
-        """Writes the state, whole."""
+        """Writes the state, whole.
+
+        Raises:
+            WorkError: a weight is not finite (the state before stays), or the disk refuses.
+        """
+        if not all(p.isfinite().all() for p in self.names.values()):
+            raise WorkError(f"pretraining: step {self.done} left weights that are not finite; try a lower --lr")
         tensors = {f"weight/{name}": p.detach() for name, p in self.names.items()}
         for name, p in self.names.items():
             for key, value in self.optimizer.state[p].items():
@@ -276,7 +254,7 @@ class Pretraining:
         self._take(stored, path)
         for name, p in self.names.items():
             state = {k.partition("/")[0]: v.to(p.device) for k, v in stored.items() if k.partition("/")[2] == name}
-            state.pop("weight")
+            del state["weight"]
             self.optimizer.state[p] = state
         self.done, self.losses, self.seconds = about["done"], about["losses"], about["seconds"]
 
@@ -298,6 +276,9 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(str(path), "pt", device="cpu") as file:
             about = json.loads((file.metadata() or {})["about"])
+            lacking = {"recipe", "base", "history", "done", "losses", "seconds"} - about.keys()
+            if lacking:
+                raise ValueError(f"without {', '.join(sorted(lacking))}")
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # safetensors has its own error classes
         raise WorkError(f"{path}: not a readable state ({error}); remove it to start again") from error

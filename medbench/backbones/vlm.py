@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from medbench.backbones.pixels import BLANK_KEY, BLANK_SIZE, PixelCache, blank_image
@@ -184,7 +185,7 @@ def load_vlm(
             model = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WorkError(f"backbone {backbone.name}: cannot be loaded from {source}: {first}") from error
     if not getattr(processor, "chat_template", None):

@@ -37,6 +37,14 @@ class ImageRef(Protocol):
         ...
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there; a name that no file system takes is not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class FileImage:
     """An image in a file of its own."""
@@ -99,6 +107,8 @@ def decode(data: bytes) -> Image:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return image.convert("RGB")
+    except RuntimeError as error:  # how some of Pillow's formats say that a file is damaged
+        raise ValueError(str(error) or type(error).__name__) from error
     except Image.DecompressionBombError as error:
         raise ValueError("far too many pixels for an image, or a damaged header") from error
 

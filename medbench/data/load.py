@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medbench.data.card import Card, ClosedRule
-from medbench.data.item import BadItemError, Item
+from medbench.data.item import BadItemError, Item, is_there
 from medbench.data.readers import Row, get_reader
 from medbench.errors import RequestError, WorkError
 from medbench.files import digest
@@ -222,7 +222,7 @@ def apply_card(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple
             error = f"item {row.id}: the id occurs twice"
         if error is None and row.image is not None:
             path = getattr(row.image, "path", None)
-            if path is not None and not exists.setdefault(row.image.key, path.is_file()):
+            if path is not None and not exists.setdefault(row.image.key, is_there(path)):
                 error = f"item {row.id}: image {path}: the file is missing"
         if error is None and rule.rule == "field" and rule.name not in row.fields:
             error = f"item {row.id}: field {rule.name!r} is absent (the card's rule for closed questions needs it)"

@@ -8,6 +8,7 @@ from typing import Any
 
 from medbench.data.card import Card, Split
 from medbench.data.check import check_images
+from medbench.data.item import is_there
 from medbench.data.load import apply_card, no_usable_item, read_published
 from medbench.data.readers import Row
 from medbench.errors import RequestError, WorkError
@@ -77,4 +78,4 @@ def _verify_split(
 def missing_images(rows: Sequence[Row]) -> dict[str, Path]:
     """The images that rows name and no file holds: key -> path, in order of first use."""
     paths = {row.image.key: getattr(row.image, "path", None) for row in rows if row.image is not None}
-    return {key: path for key, path in paths.items() if path is not None and not path.is_file()}
+    return {key: path for key, path in paths.items() if path is not None and not is_there(path)}

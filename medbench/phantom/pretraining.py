@@ -11,6 +11,8 @@ from medbench.phantom.anatomy import MODALITIES, article
 from medbench.phantom.draws import Draws
 from medbench.phantom.scene import Lesion, Scene, find_scene
 
+#: As many exchanges about a scene, and the second one is a listing.
+LISTING_FROM = 3
 CAPTION_PROMPTS = ("Describe the image.", "Give a caption.", "What can be seen here?", "Summarise the findings.")
 
 
@@ -34,11 +36,22 @@ def caption(scene: Scene) -> str:
 
 
 def exchanges(scene: Scene, draws: Draws, count: int) -> list[Exchange]:
-    """`count` exchanges about a scene: a caption, then questions of other types, each answer drawn evenly."""
+    """`count` exchanges about a scene: a caption; of three or more, a listing; then questions of other types."""
     found = [Exchange(draws.pick(CAPTION_PROMPTS), caption(scene))]
+    if count >= LISTING_FROM:
+        found.append(_listing(scene, draws))
     while len(found) < count:
         found.append(draws.pick(_ASK if scene.lesions else _ASK[:4])(scene, draws))
     return found
+
+
+def _listing(scene: Scene, draws: Draws) -> Exchange:
+    """What sites hold, in the order asked for: what a caption says, to be found by name."""
+    here = {lesion.site: f"{lesion.size} {lesion.kind}" for lesion in scene.lesions}
+    order = draws.some(range(4), draws.between(2, 4))
+    names = [scene.about.sites[index].name for index in order]
+    told = [f"{name} {here.get(index, 'clear')}" for name, index in zip(names, order, strict=True)]
+    return Exchange(f"Go through {', '.join(names)}.", "; ".join(told))
 
 
 def _modality(scene: Scene, draws: Draws) -> Exchange:

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from medbench.errors import RequestError, WorkError
-from medbench.files import canonical_json, read_parquet
+from medbench.files import canonical_json
+from medbench.results.record import read_scores
 from medbench.results.rows import (
     Group,
     Row,
@@ -104,7 +105,8 @@ def build_blind_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_ME
         alone += not any(set(own) & set(twins[key].get(kind, {})) for kind in KINDS)
     if not lines:
         raise RequestError(
-            f"nothing here has a blind twin ({len(sighted)} sighted rows, {len(groups) - len(sighted)} blind ones); "
+            f"nothing here has a blind twin ({len(sighted)} sighted rows, {len(groups) - len(sighted)} blind ones, "
+            f"{len(incomplete)} runs incomplete); "
             "run the command of a sighted run again with --blind test or --blind train"
         )
     orphans = sum(len(kinds) for kinds in twins.values() if None not in kinds)
@@ -121,14 +123,16 @@ def _figures(
 ) -> Iterator[tuple[str, str, Paired]]:
     """(task, metric, figures) wherever both twins have the figure."""
     sides = [[group[seed] for seed in seeds] for group in (own, other)]
-    scores = [[read_parquet(folder / "scores.parquet") for folder, _ in side] for side in sides]
     for task, content in sides[0][0][1]["tasks"].items():
         runs = [run for side in sides for run in side]
         for data in runs[0][1]["data"]:  # what was trained on, too
             _check_data(data, runs)
-        first, second = ([table[table["task"] == task] for table in side] for side in scores)
+        first, second = ([read_scores(folder, task) for folder, _ in side] for side in sides)
         for metric in metrics:
-            figures = estimate_paired(first, second, metric)
+            try:
+                figures = estimate_paired(first, second, metric)
+            except WorkError as error:
+                raise WorkError(f"{sides[0][0][0]} and {sides[1][0][0]}, task {task}: {error}") from error
             if figures.difference.value is not None:
                 yield column_name(task, content["split"]), metric, figures
 

@@ -16,7 +16,9 @@ from medbench.files import read_json, read_parquet, write_json, write_parquet
 from medbench.job import Data, Job
 from medbench.protocol import task_protocols
 from medbench.scoring.predictions import score_task
+from medbench.scoring.profiles import KEYS
 from medbench.scoring.stats import estimate_metrics
+from medbench.scoring.vqa import ITEM_COLUMNS, PROBABILITY_COLUMNS
 
 #: Raised when the meaning of a record's field changes; records of another version are refused, never guessed at.
 RECORD_SCHEMA = 1
@@ -122,10 +124,35 @@ def read_record(folder: Path) -> dict[str, Any]:
     schema = record.get("schema") if isinstance(record, dict) else None
     if schema != RECORD_SCHEMA:
         raise WorkError(f"{path}: record schema {schema!r}, this medbench reads {RECORD_SCHEMA}")
-    missing = [key for key in ("run", "method", "seed", "tasks", "stages", "parameters", "spec") if key not in record]
+    plain = ("run", "method", "seed", "backbone", "stages", "weights")
+    mappings = ("tasks", "parameters", "data", "spec")
+    missing = [key for key in plain if key not in record]
+    missing += [key for key in mappings if not isinstance(record.get(key), dict)]
+    for task, content in record["tasks"].items() if "tasks" not in missing else ():
+        if not isinstance(content, dict) or not {"n", "split", "metrics", "protocol"} <= content.keys():
+            missing.append(f"the figures of {task}")
     if missing:
         raise WorkError(f"{path}: broken record, without {', '.join(missing)}; remove it and run again")
     return record
+
+
+def read_scores(folder: Path, task: str) -> pd.DataFrame:
+    """The score table of a task of a run.
+
+    Raises:
+        WorkError: the file is broken, or not the scores of this task.
+    """
+    path = folder / "scores.parquet"
+    table = read_parquet(path)
+    lacking = [name for name in ("task", *ITEM_COLUMNS, *KEYS, *PROBABILITY_COLUMNS) if name not in table]
+    numbers = [name for name in (*KEYS, *PROBABILITY_COLUMNS) if name not in lacking]
+    wrong = [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]
+    if lacking or wrong:
+        raise WorkError(f"{path}: broken scores (columns {', '.join(lacking + wrong)}); score or run again")
+    found = table[table["task"] == task]
+    if found.empty:
+        raise WorkError(f"{path}: no scores of task {task}; score or run again")
+    return found
 
 
 def run_folders(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 from tabulate import tabulate
 
-from medbench.files import read_parquet
+from medbench.results.record import read_scores
 from medbench.results.rows import (
     Cell,
     Group,
@@ -98,11 +98,10 @@ def _shown(row: Row, task: str, metric: str) -> bool:
 
 def _row(group: Group) -> Row:
     _, record = next(iter(group.values()))
-    scores = [read_parquet(folder / "scores.parquet") for folder, _ in group.values()]
     cells = []
     for task, content in record["tasks"].items():
         column = column_name(task, content["split"])
-        tables = [table[table["task"] == task] for table in scores]
+        tables = [read_scores(folder, task) for folder, _ in group.values()]
         one = record["tasks"][task]["metrics"] if len(tables) == 1 else None
         estimates = _read_estimates(one) if one is not None else estimate_metrics(tables)
         per_seed = [metric_values(table) for table in tables] if one is None else []

@@ -6,6 +6,7 @@ and `rows(folder, options, split) -> list[Row]`. The card names the layouts it a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -85,4 +86,19 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         found = "absent" if name not in record else f"{type(value).__name__} {value!r}"[:60]
         raise KeyError(f"field {name!r} should be text, is {found}")
-    return str(value).strip()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise KeyError(f"field {name!r} should be text, is {value}")
+    return utf8(str(value).strip(), name)
+
+
+def utf8(text: str, name: str) -> str:
+    """A field's text, if it can be written down (JSON can hold half a character, which nothing can store).
+
+    Raises:
+        KeyError: it cannot; the message is fit for a user.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise KeyError(f"field {name!r} is not valid text: {error.reason}") from error
+    return text

@@ -82,7 +82,7 @@ def _no_bar() -> Iterator[None]:
 
 def _row(table: Any, number: int, record: Mapping[str, Any], columns: Mapping[str, str], file: Path) -> Row:
     image = record[columns["image"]]
-    if not isinstance(image, Mapping) or not image.get("bytes"):
+    if not isinstance(image, Mapping) or not isinstance(image.get("bytes"), bytes) or not image["bytes"]:
         return Row(str(number), error=f"item {number} in {file}: column {columns['image']!r} holds no image bytes")
     try:
         question, answer = (text_field(record, columns[name]) for name in ("question", "answer"))

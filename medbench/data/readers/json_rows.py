@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medbench.data.item import FileImage
-from medbench.data.readers import Row, image_field, text_field
+from medbench.data.readers import Row, image_field, text_field, utf8
 from medbench.errors import WorkError
 
 
@@ -56,12 +56,16 @@ def to_row(
         id_field: the field that holds the id.
         answer: the field that holds the answer.
     """
-    identity = str(record.get(id_field, f"row {number}")).strip()
+    identity = f"row {number}"
     try:
+        if record.get(id_field) is not None:
+            identity = utf8(str(record[id_field]).strip(), id_field)
         name = image_field(record, image)
-        if id_field not in record:
+        if record.get(id_field) is None:
             raise KeyError(f"field {id_field!r} should be text, is absent")
         question, gold = text_field(record, "question"), text_field(record, answer)
+        if not question:
+            raise KeyError("field 'question' is empty")
     except KeyError as error:
         return Row(id=identity, error=f"item {identity} in {path}: {error.args[0]}")
     return Row(identity, FileImage(name, images / name), question, gold, plain_fields(record))

@@ -45,8 +45,8 @@ def _row(record: Mapping[str, Any], number: int, path: Path, base: Path) -> Row:
         return row
     try:
         offered = tuple(filter(None, (text_field(record, name) for name in OPTIONS if record.get(name) is not None)))
-        if len(offered) < 2:
-            raise KeyError(f"should have 2 to 4 options ({', '.join(OPTIONS)}), has {len(offered)}")
+        if len(set(offered)) < 2:
+            raise KeyError(f"should have 2 to 4 different options ({', '.join(OPTIONS)}), has {len(set(offered))}")
         if row.answer not in offered:
             raise KeyError(f"the answer {row.answer!r} is none of the options {', '.join(map(repr, offered))}")
     except KeyError as error:
