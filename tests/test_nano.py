@@ -153,7 +153,7 @@ def test_a_later_stage_starts_from_the_weights_and_sees_new_scenes(tiny: Path, t
     assert started.done == 0
     with pytest.raises(WorkError, match=r"another recipe \(.*base.* differ\)"):
         Pretraining(fresh_vlm(tiny, 0, CPU), SMALL, first, base="other")
-    with pytest.raises(RequestError, match="an earlier stage"):
+    with pytest.raises(RequestError, match="a finished stage"):
         pretrain(tiny, second, SMALL, CPU, start=tmp_path / "gone")
 
 
