@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from medbench.backbones.grounding import Grounding
-from medbench.backbones.nano import BACKBONE, CARD, LOSSES, pretrain
+from medbench.backbones.nano import BACKBONE, CARD, LOSSES, pretrain, restore_unseen
 from medbench.backbones.nano_plots import PARTS, plot_losses, plot_spectra
 from medbench.backbones.pretrain import STATE, Pretraining, Recipe, fresh_vlm, read_state, step_loss
 from medbench.backbones.registry import get_backbone
@@ -24,7 +24,7 @@ from medbench.backbones.skill import caption_scores, read_caption, skill
 from medbench.backbones.vlm import load_vlm
 from medbench.errors import RequestError, WorkError
 from medbench.files import read_json
-from medbench.phantom.pretraining import caption, pretraining_scene
+from medbench.phantom.pretraining import CAPTION_PROMPTS, caption, pretraining_scene
 from medbench.phantom.scene import Scene
 from tests.conftest import Cli
 
@@ -124,10 +124,13 @@ def test_pretrain_writes_a_backbone_that_loads_and_pictures(tiny: Path, tmp_path
     assert len(losses) == 4
     assert all(len(step) == len(PARTS) for step in losses)
     state = load_file(out / STATE)
+    words = "model.language_model.embed_tokens.weight"
+    assert words in dict(fresh_vlm(tiny, 0, CPU).model.named_parameters())
     backbone = get_backbone(str(out / BACKBONE))
     loaded = load_vlm(backbone, torch.float32, CPU, {}).model
     for name, p in loaded.named_parameters():
-        assert torch.equal(p, state[f"weight/{name}"].half().float()), name
+        if name != words:
+            assert torch.equal(p, state[f"weight/{name}"].half().float()), name
     before = backbone.identity()
     (out / STATE).unlink()
     assert backbone.identity() == before != get_backbone(str(tiny)).identity()
@@ -138,6 +141,19 @@ def test_pretrain_writes_a_backbone_that_loads_and_pictures(tiny: Path, tmp_path
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RequestError, match=r"no losses\.json"):
         plot_losses([tiny], tmp_path / "none.png")
+
+
+def test_words_that_never_came_are_put_back(tiny: Path) -> None:
+    vlm, fresh = fresh_vlm(tiny, 1, CPU), fresh_vlm(tiny, 0, CPU)
+    stage = {"recipe": asdict(SMALL), "done": 3}
+    before = vlm.base.get_input_embeddings().weight.detach().clone()
+    count = restore_unseen(vlm, fresh, [stage])
+    after, began = vlm.base.get_input_embeddings().weight, fresh.base.get_input_embeddings().weight
+    kept = (after == before).all(1)
+    assert count == int((~kept).sum()) > 0
+    assert torch.equal(after[~kept], began[~kept])
+    met = vlm.completion_ids(vlm.chat(CAPTION_PROMPTS[0])) + vlm.completion_ids(caption(pretraining_scene(0, 5)))
+    assert kept[met].all()
 
 
 def test_a_later_stage_starts_from_the_weights_and_sees_new_scenes(tiny: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from medbench.backbones.skill import skill
 from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.errors import RequestError, WorkError
 from medbench.files import digest, file_digest, publish_folder, read_json, run_lock, write_json
+from medbench.phantom.draws import Draws
+from medbench.phantom.pretraining import exchanges, pretraining_scene
 from medbench.progress import progress_bar
 from medbench.results.environment import environment
 
@@ -104,9 +107,30 @@ def _pretrain(
         "environment": environment(device),
     }
     write_json(out / LOSSES, [stage["losses"] for stage in stages])
+    restore_unseen(vlm, fresh_vlm(base, recipe.seed, device), stages)
     _publish(vlm, out, card, device, scenes)
     published: dict[str, Any] = read_json(out / BACKBONE / CARD)
     return published
+
+
+@torch.no_grad()
+def restore_unseen(vlm: Vlm, fresh: Vlm, stages: Sequence[dict[str, Any]]) -> int:
+    """Puts the embeddings of tokens that no stage has met back to where they began.
+
+    The softmax pushes what never comes away from everything that does, all in one direction; an adapter on frozen
+    embeddings then has to learn every word of a real data set against it. Returns how many were put back.
+    """
+    texts: set[str] = set()
+    for stage in stages:
+        recipe = Recipe(**stage["recipe"])
+        for number in range(recipe.first, recipe.first + stage["done"] * recipe.images):
+            scene = pretraining_scene(recipe.seed, number)
+            for exchange in exchanges(scene, Draws(f"{scene.digest}:exchanges"), recipe.exchanges):
+                texts |= {vlm.chat(exchange.prompt), exchange.answer}
+    met = {token for text in texts for token in vlm.completion_ids(text)} | set(vlm.processor.tokenizer.all_special_ids)
+    unseen = [token for token in range(len(vlm.processor.tokenizer)) if token not in met]
+    vlm.base.get_input_embeddings().weight[unseen] = fresh.base.get_input_embeddings().weight[unseen]
+    return len(unseen)
 
 
 def _publish(vlm: Vlm, out: Path, card: dict[str, Any], device: torch.device, scenes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def plot_losses(folders: Sequence[Path], out: Path) -> None:
         for axis, part, values in zip(axes, PARTS, zip(*means, strict=True), strict=True):
             axis.plot([20 * i for i in range(len(means))], values, label=label)
             axis.set(xlabel="step", title=part, yscale="log")
-            for stage in stages[:-1]:
-                axis.axvline(stage["done"], color="grey", linewidth=0.5)
+            for end in list(accumulate(stage["done"] for stage in stages))[:-1]:
+                axis.axvline(end, color="grey", linewidth=0.5)
     axes[0].set_ylabel("cross-entropy")
     axes[0].legend()
     _save(figure, out)
