@@ -238,7 +238,7 @@ def test_nothing_to_pair_is_a_clear_message(base: Path, tmp_path: Path, capsys: 
         main(["table", str(tmp_path), "--blind"])
     out, err = capsys.readouterr()
     assert (end.value.code, out, err.count("\n")) == (2, "", 1)
-    assert "nothing here has a blind twin (1 sighted rows, 2 blind ones); run the command" in err
+    assert "nothing here has a blind twin (1 sighted rows, 2 blind ones, 0 runs incomplete); run the command" in err
     with pytest.raises(RequestError, match="did you mean open_recall"):
         build_blind_table([tmp_path], ["open_recal"])
 
@@ -248,5 +248,33 @@ def test_runs_on_other_images_are_no_twins(base: Path, tmp_path: Path) -> None:
     data = read_record(base)["data"]
     data["toy/test"]["images_digest"] = "0" * 64
     made(base, tmp_path, "test", 0, scores_of(0, 0.0), data=data)
-    with pytest.raises(WorkError, match="different items or images of toy/test: no twins"):
+    with pytest.raises(WorkError, match="had different items or images of toy/test: no twins"):
+        build_blind_table([tmp_path])
+
+
+def test_twins_of_other_training_are_told_apart(base: Path, tmp_path: Path) -> None:
+    """A blind test that trained for itself is noted; one on other training images is refused; orphans are counted."""
+    weights = read_record(base)["weights"]
+    made(base, tmp_path / "a", None, 0, scores_of(0, 0.0))
+    made(base, tmp_path / "a", "test", 0, scores_of(0, 0.0), weights=weights | {"adapter": "other"})
+    made(base, tmp_path / "a", "test", 0, scores_of(0, 0.0), lr=0.7)
+    table = build_blind_table([tmp_path / "a"])
+    assert (table.retrained, table.orphans, table.alone) == (True, 1, 0)
+    text = render_blind(table, "md")
+    assert "not bit for bit the sighted one's" in text
+    assert "Blind rows without a sighted twin, left out: 1." in text
+    data = read_record(base)["data"]
+    made(base, tmp_path / "b", None, 0, scores_of(0, 0.0))
+    data["toy/train"]["images_digest"] = "0" * 64
+    made(base, tmp_path / "b", "train", 0, scores_of(0, 0.0), data=data)
+    with pytest.raises(WorkError, match="had different items or images of toy/train: no twins"):
+        build_blind_table([tmp_path / "b"])
+
+
+def test_twins_with_other_items_are_named(base: Path, tmp_path: Path) -> None:
+    one = made(base, tmp_path, None, 0, scores_of(0, 0.0))
+    scores = scores_of(0, 0.0)
+    other = made(base, tmp_path, "test", 0, scores)
+    scores.iloc[:-3].to_parquet(other / "scores.parquet")
+    with pytest.raises(WorkError, match=f"^{one} and {other}, task toy: the two sides have different items"):
         build_blind_table([tmp_path])

@@ -81,9 +81,13 @@ ROWS: dict[str, tuple[Damage, str]] = {
     "no-question": (lambda toy, r: r.pop("question"), "field 'question' should be text, is absent"),
     "no-image": (lambda toy, r: r.pop("image_name"), "field 'image_name' should be text, is absent"),
     "no-type": (lambda toy, r: r.pop("answer_type"), "field 'answer_type' is absent"),
+    "blank-question": (lambda toy, r: r.update(question=" "), "field 'question' is empty"),
+    "half-a-character": (lambda toy, r: r.update(answer="a\ud800"), "field 'answer' is not valid text"),
+    "nan": (lambda toy, r: r.update(answer=float("nan")), "field 'answer' should be text, is nan"),
     "twice": (lambda toy, r: r.update(qid=r["qid"] - 2), "the id occurs twice"),
     "up": (lambda toy, r: r.update(image_name="../../secret.png"), "field 'image_name' leaves the data folder"),
     "absolute": (lambda toy, r: r.update(image_name="/etc/passwd"), "field 'image_name' leaves the data folder"),
+    "long": (lambda toy, r: r.update(image_name="x" * 5000), "image .*: the file is missing"),
     "gone": (lambda toy, r: image_of(toy, r).unlink(), r"image .*test5\.png: the file is missing"),
 }
 IMAGES: dict[str, tuple[Damage, str]] = {
@@ -113,6 +117,26 @@ def test_a_bad_row_is_named_or_left_out_and_counted(toy: Toy, kind: str) -> None
     assert (len(loaded.items), len(loaded.skipped)) == (24 - both, both)
     assert re.search(f"item {name}.*{message}", loaded.skipped[0])
     assert problems_of(toy) == list(loaded.skipped)
+
+
+def test_an_image_that_breaks_its_decoder_is_named(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of Pillow's formats raise a RuntimeError for a damaged file."""
+
+    def broken(_: object) -> None:
+        raise RuntimeError("Failed to decode image")
+
+    items = load_items(card_of(toy), "test", toy.root).items
+    monkeypatch.setattr("PIL.Image.open", broken)
+    with pytest.raises(BadItemError, match=r"^task toy: item .*: image .*: Failed to decode image"):
+        check_images("toy", items, "fail")
+
+
+def test_a_null_id_is_no_id(toy: Toy) -> None:
+    records: list[dict[str, Any]] = toy.records("test")
+    records[3]["qid"] = None
+    toy.write("test", records)
+    with pytest.raises(BadItemError, match=r"item row 3 in .*: field 'qid' should be text, is absent"):
+        load_items(card_of(toy), "test", toy.root)
 
 
 @pytest.mark.parametrize("kind", IMAGES)

@@ -81,7 +81,14 @@ OMNI: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda r: r.update(gt_answer="purple"),
         r"item BUSI_0001 in .*BUSI\.json: the answer 'purple' is none of the options 'red', 'green', 'blue'",
     ),
-    "one option": (lambda r: [r.pop(k) for k in ("option_B", "option_C")], "should have 2 to 4 options .* has 1"),
+    "one option": (
+        lambda r: [r.pop(k) for k in ("option_B", "option_C")],
+        "2 to 4 different options .* has 1",
+    ),
+    "same options": (
+        lambda r: r.update(dict.fromkeys(("option_A", "option_B", "option_C"), r["gt_answer"])),
+        "2 to 4 different options .* has 1",
+    ),
     "option": (lambda r: r.update(option_B=["x"]), r"field 'option_B' should be text, is list \['x'\]"),
     "no answer": (lambda r: r.pop("gt_answer"), "field 'gt_answer' should be text, is absent"),
     "no id": (lambda r: r.pop("question_id"), "item row 1 in .*field 'question_id' should be text, is absent"),

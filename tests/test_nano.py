@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from safetensors.torch import load_file
 
 from medbench.backbones.grounding import Grounding
@@ -23,10 +24,9 @@ from medbench.backbones.registry import get_backbone
 from medbench.backbones.skill import caption_scores, read_caption, skill
 from medbench.backbones.vlm import load_vlm
 from medbench.errors import RequestError, WorkError
-from medbench.files import read_json
+from medbench.files import read_json, run_lock
 from medbench.phantom.pretraining import CAPTION_PROMPTS, caption, pretraining_scene
 from medbench.phantom.scene import Scene
-from tests.conftest import Cli
 
 CPU = torch.device("cpu")
 SMALL = Recipe(steps=4, images=2, warmup=1)
@@ -184,9 +184,24 @@ def test_the_command_line_stops_and_goes_on(tiny: Path, tmp_path: Path, cli: Cli
     assert "another recipe (seed differ)" in bad.stderr
     gone = cli("nano", "skill", tmp_path / "gone")
     assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
+    for word, wrong in (("--lr", "inf"), ("--seed", 2**40), ("--start", tmp_path), ("--base", tmp_path / "out")):
+        refused = cli("nano", "pretrain", "--out", tmp_path / "y", "--base", tiny, word, wrong)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
     base = cli("nano", "pretrain", "--base", tmp_path, "--out", tmp_path / "x", "--json")
     assert base.returncode == 2
     assert not (tmp_path / "x").exists()
+
+
+def test_two_pretrainings_do_not_share_a_folder(tiny: Path, tmp_path: Path) -> None:
+    with (
+        run_lock(tmp_path / "out", "pretraining"),
+        pytest.raises(WorkError, match="pretraining out is held by"),
+    ):
+        pretrain(tiny, tmp_path / "out", SMALL, CPU, scenes=2)
+    with pytest.raises(WorkError, match="weights that are not finite; try a lower --lr"):
+        pretrain(tiny, tmp_path / "hot", replace(SMALL, steps=1, lr=1e38), CPU, scenes=2)
+    assert not (tmp_path / "hot" / STATE).exists()
+    assert not (tmp_path / "hot" / BACKBONE).exists()
 
 
 def test_a_killed_pretraining_goes_on(tiny: Path, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Runs that cannot go on: damaged adapters, a loss that is not finite, changed data, another process."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import Toy, make_toy
 from PIL import Image
@@ -14,7 +17,7 @@ import medbench.run
 import medbench.steps
 from medbench.__main__ import main
 from medbench.errors import RequestError, WorkError
-from medbench.results.record import read_record
+from medbench.results.record import read_record, read_scores
 
 Finished = Callable[[str], Path]
 
@@ -141,6 +144,49 @@ def test_a_damaged_run_is_one_line_in_a_table(
     assert (end.value.code, printed.out) == (1, "")
     assert printed.err.count("\n") == 1
     assert str(file) in printed.err
+
+
+RECORDS: dict[str, tuple[dict[str, Any], str]] = {
+    "no-data": ({"data": None}, "without data"),
+    "task-list": ({"tasks": []}, "without tasks"),
+    "no-split": ({"tasks": {"toy": {}}}, "without the figures of toy"),
+    "spec-list": ({"spec": []}, "without spec"),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+@pytest.mark.parametrize("more", [(), ("--blind",)], ids=["plain", "blind"])
+def test_a_record_of_another_shape_is_one_line(
+    finished: Finished, tmp_path: Path, kind: str, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, message = RECORDS[kind]
+    shutil.copytree(finished("lora"), tmp_path / "run")
+    path = tmp_path / "run" / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SystemExit) as end:
+        main(["table", str(tmp_path), *more])
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out, printed.err.count("\n")) == (1, "", 1)
+    assert f"{path}: broken record, {message}" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table[["task", "id"]], r"broken scores \(columns cluster, type"),
+        (lambda table: table.drop(columns="task"), r"broken scores \(columns task\)"),
+        (lambda table: table.assign(closed="x"), r"broken scores \(columns closed\)"),
+        (lambda table: table.assign(task="other"), "no scores of task toy"),
+    ],
+)
+def test_scores_of_another_shape_are_named(
+    finished: Finished, tmp_path: Path, change: Callable[[pd.DataFrame], pd.DataFrame], message: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished("lora"), folder)
+    change(pd.read_parquet(folder / "scores.parquet")).to_parquet(folder / "scores.parquet")
+    with pytest.raises(WorkError, match=f"^{folder}/scores.parquet: {message}"):
+        read_scores(folder, "toy")
 
 
 def test_an_adapter_of_another_backbone_is_named(small: Toy, finished: Finished, tmp_path: Path) -> None:
