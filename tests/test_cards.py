@@ -96,7 +96,7 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
         ("metadata.layouts", {"vqa_rad_json": {"files": {"test": "t"}}}, "vqa_rad_json.files: no file for .*'train'"),
         (
             "metadata.layouts",
-            {"phantom": {"ask": "vqa", "modalities": ["ct"], "seed": 1}},
+            {"phantom": {"ask": "vqa", "modalities": ["ct"], "seed": 1, "test": 2}},
             "metadata: phantom.train: should be",
         ),
         ("metadata.layouts", {"hub_parquet": {"columns": {"img": "x"}}}, "metadata: hub_parquet.columns.img"),

@@ -225,17 +225,21 @@ def test_none_runs_once_whatever_the_seeds_and_the_others_once_a_seed(toy: Toy) 
 
 
 def test_protocol_says_what_was_trained_on(toy: Toy) -> None:
-    def protocols(**more: Any) -> list[str]:
-        request = Request(tasks=["phantom_vqa"], data_root=toy.root, **more)
+    def protocols(task: str = str(toy.card), **more: Any) -> list[str]:
+        request = Request(tasks=[task], data_root=toy.root, **more)
         return [spec.protocol for spec in resolve(request, Catalog(Settings())).specs]
 
-    other = {"train_tasks": [[str(toy.card)]]}
+    other = {"train_tasks": [["phantom_vqa_ct"]]}
     assert protocols(methods=["lora", "none"]) == ["in_domain", "zero_shot"]
     assert protocols(methods=["lora"], **other) == ["zero_shot"]
-    with pytest.raises(RequestError, match="phantom_vqa would be trained on"):
+    with pytest.raises(RequestError, match="toy would be trained on"):
         protocols(methods=["lora"], protocol="zero_shot")
-    with pytest.raises(RequestError, match="nothing of phantom_vqa would be trained on"):
+    with pytest.raises(RequestError, match="nothing of toy would be trained on"):
         protocols(methods=["lora"], protocol="in_domain", **other)
+    # nano-vl was pretrained on phantoms: they are not new to it, whatever the adapter saw.
+    assert protocols("phantom_vqa", methods=["none"]) == ["in_domain"]
+    with pytest.raises(RequestError, match="phantom_vqa is what backbone nano-vl was pretrained on"):
+        protocols("phantom_vqa", methods=["none"], protocol="zero_shot")
 
 
 def test_another_publication_of_a_data_set_is_not_zero_shot() -> None:
