@@ -50,6 +50,11 @@ def blob(cx: float, cy: float, radius: float, shape: int, rough: float) -> Array
     return radius * (1 + rough * lobes) - np.sqrt((x - cx) ** 2 + (y - cy) ** 2)
 
 
+def lay(image: Array, mask: Array, value: float) -> Array:
+    """The image with a value laid over it where the mask is 1."""
+    return image + mask * (value - image)
+
+
 def line(x0: float, y0: float, x1: float, y1: float, width: float) -> Array:
     """A soft bar from one point to another."""
     x, y = grid()
