@@ -1,7 +1,6 @@
 """Budgets: how many parameters a method may train, routers included. Arithmetic only, without torch.
 
-Counts follow `paper/method.md`'s accounting, per adapted linear with m = out, n = in:
-LoRA r (m + n), DoRA + m; routed experts r (m + n) + N n with r the total rank over N experts.
+What a tuner trains beside a layer, and which ranks it can have, is its own to say (`medbench.tuners`).
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from medbench.backbones.registry import LayerTable
+from medbench.backbones.layers import LayerTable
 from medbench.errors import RequestError
 from medbench.methods import Method, Recipe
+from medbench.tuners import get_tuner
 
 #: With `like=`, a method takes the rank nearest to the budget and at most this much above it.
 TOLERANCE = 0.05
 DEFAULT_METHOD = "spectral_moe"
-#: The experts of a recipe that does not say: the default of the tuner's configuration (tested).
-DEFAULT_EXPERTS = 8
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -98,27 +96,9 @@ def _positive(value: float, text: str) -> float:
     return value
 
 
-def step_of(tuner: str, adapter: Mapping[str, Any]) -> int:
-    """A method's ranks are the multiples of this: N for experts, 1 otherwise."""
-    experts = adapter.get("num_experts", DEFAULT_EXPERTS) if tuner == "expert_lora" else 1
-    if not isinstance(experts, int) or experts < 1:
-        raise RequestError(f"adapter.num_experts={experts!r}: must be a whole number of at least 1")
-    return experts
-
-
 def count_parameters(tuner: str, adapter: Mapping[str, Any], rank: int, table: LayerTable) -> int:
     """Trainable parameters of a tuner at a total rank, exactly (tested against the modules)."""
-    if tuner == "none":
-        return 0
-    if tuner == "full":
-        return table.total
-    routed = tuner == "expert_lora" and adapter.get("router", "topk") != "none"
-    experts = step_of(tuner, adapter) if routed else 0
-    magnitudes = 1 if tuner == "lora" and adapter.get("use_dora") else 0
-    return sum(
-        layer.count * (rank * (layer.out + layer.inp) + experts * layer.inp + magnitudes * layer.out)
-        for layer in table.layers
-    )
+    return get_tuner(tuner).count(adapter, rank, table)
 
 
 def allocate(
@@ -140,15 +120,16 @@ def allocate(
     Raises:
         RequestError: no rank of the method fits; names the smallest or largest there is.
     """
-    if method.tuner in ("none", "full"):
-        return Allocation(None, count_parameters(method.tuner, {}, 0, table), None, False)
-    step, largest = step_of(method.tuner, recipe.adapter), table.smallest_side
+    tuner = get_tuner(method.tuner)
+    if not tuner.ranked:
+        return Allocation(None, tuner.count(recipe.adapter, 0, table), None, False)
+    step, largest = tuner.step(recipe.adapter), table.smallest_side
     largest -= largest % step
     if largest < step:
         raise RequestError(f"method {method.name}: {step} experts need a layer side of {step}, the smallest has less")
 
     def count(rank: int) -> int:
-        return count_parameters(method.tuner, recipe.adapter, rank, table)
+        return tuner.count(recipe.adapter, rank, table)
 
     if budget.kind in ("rank", "paper"):
         rank = int(budget.value) if budget.kind == "rank" else method.paper_rank
@@ -179,7 +160,7 @@ def _wanted(budget: Budget, table: LayerTable, reference: Callable[[str], tuple[
     if budget.kind == "percent":
         return budget.value / 100 * table.total
     method, recipe, own_table = reference(budget.method)
-    if method.tuner in ("none", "full"):
+    if not get_tuner(method.tuner).ranked:
         raise RequestError(f"budget {budget.text()}: method {method.name} has no rank to be like")
     own = allocate(method, recipe, Budget("rank", budget.value), own_table, reference)
     return own.trainable

@@ -1,15 +1,17 @@
 """Finds tasks, methods, backbones and grids by name.
 
 Looked up in this order, the first hit wins: a path to a YAML file, the user's folders (`medbench.toml`), the
-entry point groups `medbench.tasks` and `medbench.methods` (packages that name a folder of YAML files), and what
-this package carries. Reading names imports neither torch nor transformers.
+entry point groups `medbench.tasks` and `medbench.methods` (a package with YAML files; for methods also a class, see
+`medbench.tuners`), and what this package carries. Reading names imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import math
+import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from medbench.data.card import Card
 from medbench.data.group import Group
 from medbench.errors import RequestError, did_you_mean
 from medbench.methods import Method
+from medbench.tuners import third_party
 
 Kind = Literal["tasks", "methods", "backbones"]
 _FOLDERS: dict[str, str] = {"tasks": "tasks", "methods": "baselines"}
@@ -79,11 +82,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What `medbench.toml` may say: where data lies, and the user's own folders of cards and recipes."""
+    """What `medbench.toml` may say: where data lies, the user's own folders of cards and recipes, and the cache.
+
+    Attributes:
+        data_root: where local data lies.
+        tasks: folders of cards.
+        methods: folders of recipes.
+        cache: where what takes long to compute is kept; None is `medbench` in the user's cache folder.
+        cache_gb: what that may take (GiB); 0 keeps nothing.
+    """
 
     data_root: Path | None = None
     tasks: tuple[Path, ...] = ()
     methods: tuple[Path, ...] = ()
+    cache: Path | None = None
+    cache_gb: float = 20.0
 
     @classmethod
     def read(cls, folder: Path) -> Settings:
@@ -96,13 +109,15 @@ class Settings:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RequestError(f"{path}: not TOML ({error})") from error
         for key in content:
-            if key not in ("data_root", "tasks", "methods"):
-                raise RequestError(
-                    f"{path}: unknown setting {key!r}; {did_you_mean(key, ['data_root', 'tasks', 'methods'])}"
-                )
-        root = content.get("data_root")
-        if not isinstance(root, str | None):
-            raise RequestError(f"{path}: data_root: should be text, is {root!r}")
+            if key not in (known := [f.name for f in fields(cls)]):
+                raise RequestError(f"{path}: unknown setting {key!r}; {did_you_mean(key, known)}")
+        for key in ("data_root", "cache"):
+            if not isinstance(content.get(key), str | None):
+                raise RequestError(f"{path}: {key}: should be text, is {content[key]!r}")
+        size = content.get("cache_gb", cls.cache_gb)
+        if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size < math.inf:
+            raise RequestError(f"{path}: cache_gb: should be a number of GiB, 0 for no cache, is {size!r}")
+        root, cache = content.get("data_root"), content.get("cache")
         for key in ("tasks", "methods"):
             folders = content.get(key, [])
             if not isinstance(folders, list) or not all(isinstance(p, str) for p in folders):
@@ -111,7 +126,24 @@ class Settings:
             data_root=folder / root if root else None,
             tasks=tuple(folder / p for p in content.get("tasks", ())),
             methods=tuple(folder / p for p in content.get("methods", ())),
+            cache=folder / cache if cache else None,
+            cache_gb=float(size),
         )
+
+    @property
+    def svd_cache(self) -> Path | None:
+        """The folder of the weights' decompositions; None where they are not kept."""
+        base = self.cache or _user_cache()
+        return base / "svd" if base and self.cache_gb else None
+
+
+def _user_cache() -> Path | None:
+    """`medbench` in the user's cache folder (XDG base directories); None for a user without a home."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (base if base.is_absolute() else Path.home() / ".cache") / "medbench"
+    except RuntimeError:
+        return None
 
 
 @dataclass
@@ -141,7 +173,8 @@ class Catalog:
     def _folders(self, kind: Kind) -> list[Path]:
         folders = list(getattr(self.settings, kind))
         for entry in entry_points(group=f"medbench.{kind}"):
-            folders.append(_entry_folder(entry))
+            if not entry.attr:  # else a class (`medbench.tuners.third_party`)
+                folders.append(_entry_folder(entry))
         return [*folders, packaged(_FOLDERS[kind])]
 
     def task(self, name: str) -> Card:
@@ -149,8 +182,14 @@ class Catalog:
         path = self._find("tasks", name)
         return Card.parse(read_yaml(path), path)
 
+    def method_names(self) -> list[str]:
+        """The methods: recipes, and the tuners of installed packages that are a method of their own."""
+        return sorted({*self.paths("methods"), *third_party()})
+
     def method(self, name: str) -> Method:
         """The recipe of a method, by name or path."""
+        if name not in self.paths("methods") and name in third_party():
+            return Method.of_tuner(name, third_party()[name])
         path = self._find("methods", name)
         return Method.parse(read_yaml(path), path)
 
@@ -194,5 +233,6 @@ class Catalog:
             groups = self.groups() if kind == "tasks" else {}
             if name in groups:
                 raise RequestError(f"{name} is a group of tasks; name one: {', '.join(self.group(name).task)}")
-            raise RequestError(f"unknown {kind[:-1]} {name!r}; {did_you_mean(name, [*paths, *groups])}")
+            others = third_party() if kind == "methods" else {}
+            raise RequestError(f"unknown {kind[:-1]} {name!r}; {did_you_mean(name, [*paths, *groups, *others])}")
         return paths[name]

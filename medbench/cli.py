@@ -151,6 +151,8 @@ def run(
             tuple(split_names(report_to)),
             plan.adapter,
             command_words(sys.argv[1:]),
+            catalog.settings.svd_cache,
+            catalog.settings.cache_gb,
         )
         for spec in plan.specs
     ]
@@ -211,7 +213,7 @@ def budget(
     from medbench.listing import budget_rows, text_table
 
     catalog = Catalog()
-    names = sorted(catalog.paths("methods")) if method == "all" else split_names(method)
+    names = catalog.method_names() if method == "all" else split_names(method)
     rows = budget_rows(catalog, backbone, names, budget, strict=method != "all")
     print_json(rows) if as_json else print(text_table(rows))
 

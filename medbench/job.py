@@ -27,6 +27,8 @@ class Job:
         report_to: experiment trackers.
         adapter: the folder of an adapter that was trained elsewhere (`--adapter`).
         command: the request in words, for the record.
+        svd_cache: where decompositions of weights are kept; None keeps none. No part of what the run is.
+        svd_cache_gb: what they may take (GiB).
     """
 
     spec: RunSpec
@@ -38,6 +40,8 @@ class Job:
     report_to: tuple[str, ...] = ()
     adapter: Path | None = None
     command: str = ""
+    svd_cache: Path | None = None
+    svd_cache_gb: float = 20.0
 
     def step(self, name: str) -> dict[str, Any] | None:
         """What a finished step left (`data`, `fit`, `predict`), or None."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medbench.backbones.registry import LayerTable, backbone_names, get_backbone
+from medbench.backbones.layers import LayerTable
+from medbench.backbones.registry import backbone_names, get_backbone
 from medbench.budget import allocate, count_parameters, parse_budget
 from medbench.catalog import Catalog
 from medbench.data.card import Card
@@ -81,7 +82,7 @@ def group_rows(catalog: Catalog) -> Rows:
 
 def method_rows(catalog: Catalog) -> Rows:
     """The methods."""
-    methods = [catalog.method(name) for name in sorted(catalog.paths("methods"))]
+    methods = [catalog.method(name) for name in catalog.method_names()]
     return [{"name": m.name, "kind": m.tuner, "description": m.description, "source": m.source} for m in methods]
 
 
@@ -146,7 +147,7 @@ def budget_rows(catalog: Catalog, backbone_name: str, methods: Sequence[str], bu
             continue
         row |= {
             "rank": share.rank,
-            "experts": recipe.adapter.get("num_experts") if method.tuner == "expert_lora" else None,
+            "experts": recipe.adapter.get("num_experts"),
             "trainable_parameters": share.trainable,
             "percent_of_model": 100 * share.trainable / layers.total,
             "budget_distance": share.distance,

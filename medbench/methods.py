@@ -12,48 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medbench.data.card import validated
 from medbench.errors import RequestError, did_you_mean
+from medbench.tuners import Tuner, get_tuner
 
 #: Which recipe part holds for a backbone: its catalogue entry names one of these.
 Scale = Literal["nano", "vlm"]
-
-
-#: The adapter settings of each tuner (a test compares them with the configurations themselves). `targets` is
-#: `language`, `vision`, `language+vision` or a regex; `alpha_over_r` is lora_alpha / r.
-ADAPTER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "full": {},
-    "lora": {"targets": "language", "alpha_over_r": 2.0, "dropout": 0.0, "use_rslora": False, "use_dora": False},
-    "expert_lora": {
-        **{"targets": "language", "num_experts": 8, "top_k": 2, "init": "spectral", "router": "topk"},
-        **{"scaling": "consistent", "scaling_rank": "total", "eta": 1.0, "rho": 10.0, "lora_alpha": None},
-        **{"residual": True, "dropout": 0.0, "balance_coefficient": 1e-3},
-    },
-}
-ADAPTER_FIELDS = {tuner: frozenset(defaults) for tuner, defaults in ADAPTER_DEFAULTS.items()}
-
-
-def adapter_value(tuner: str, name: str, value: Any) -> Any:
-    """A setting of a tuner, of the type of its default; 10 for 10.0 is the same run, so it becomes the same JSON.
-
-    Raises:
-        ValueError: no such setting, or a value of another type.
-    """
-    known = ADAPTER_DEFAULTS[tuner]
-    if name not in known:
-        raise ValueError(f"adapter.{name} is no setting of tuner {tuner}; {did_you_mean(name, known)}")
-    default = known[name]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if isinstance(default, bool):
-        right, wanted = isinstance(value, bool), "true or false"
-    elif isinstance(default, int):
-        right, wanted = isinstance(value, int) and number, "a whole number"
-    elif isinstance(default, str):
-        right, wanted = isinstance(value, str), "text"
-    else:
-        right, wanted = number or (value is None and default is None), "a finite number"
-    if not right:
-        raise ValueError(f"adapter.{name} should be {wanted}, found {value!r}")
-    return float(value) if isinstance(default, float | None) and value is not None else value
 
 
 class Training(BaseModel):
@@ -99,8 +61,9 @@ class Method(BaseModel):
     """A method.
 
     Attributes:
-        tuner: `none` (the backbone as it is), `full` (every weight), `lora` (peft's) or `expert_lora` (ours).
-        adapter: fields of the tuner's configuration; the rank comes from the budget.
+        tuner: what builds it, a name of `medbench.tuners`: `none` (the backbone as it is), `full` (every weight),
+            `lora` (peft's), `expert_lora` (ours), `upcycle` (full-FT MoE), or a package's own.
+        adapter: settings of the tuner; the rank comes from the budget.
         training: fields of `Training`.
         scales: overrides of both by scale of backbone.
         paper_rank: its total rank in the paper's VLM experiments, for `--budget paper`.
@@ -111,7 +74,7 @@ class Method(BaseModel):
     name: str
     description: str
     source: str
-    tuner: Literal["none", "full", "lora", "expert_lora"]
+    tuner: str
     adapter: dict[str, Any] = {}
     training: dict[str, Any] = {}
     scales: dict[Scale, Recipe] = {}
@@ -122,16 +85,43 @@ class Method(BaseModel):
         for part in (self.adapter, *(recipe.adapter for recipe in self.scales.values())):
             if "r" in part:
                 raise ValueError("adapter.r comes from the budget; remove it")
+            try:
+                tuner = get_tuner(self.tuner)
+            except RequestError as error:
+                raise ValueError(str(error)) from error
             for name, value in part.items():
-                adapter_value(self.tuner, name, value)
+                tuner.value(name, value)
         return self
 
     @classmethod
     def parse(cls, content: dict[str, Any], path: Path) -> Method:
         """Checks a recipe's content; a `RequestError` names file, field and remedy."""
-        method = validated(cls, content, path)
+        method = cls._checked(content, path)
         if method.name != path.stem:
             raise RequestError(f"{path}: name: is {method.name!r} but the file is named {path.stem!r}")
+        return method
+
+    @classmethod
+    def of_tuner(cls, name: str, tuner: Tuner) -> Method:
+        """The method that a package's tuner is (entry point `name` of `medbench.methods`).
+
+        Raises:
+            RequestError: a field of the class is wrong; names it.
+        """
+        content = {
+            "name": name,
+            "description": (type(tuner).__doc__ or name).strip().splitlines()[0],
+            "source": tuner.source or tuner.package or "",
+            "tuner": name,
+            "training": tuner.training,
+            "scales": tuner.scales,
+            "paper_rank": tuner.paper_rank,
+        }
+        return cls._checked(content, Path(f"entry point {name} of {tuner.package}"))
+
+    @classmethod
+    def _checked(cls, content: dict[str, Any], path: Path) -> Method:
+        method = validated(cls, content, path)
         for training in (method.training, *(r.training for r in method.scales.values())):
             validated(Training, training, path)
         return method
@@ -140,8 +130,7 @@ class Method(BaseModel):
         """The whole recipe for one scale of backbone: the tuner's defaults, the method's, that scale's overrides."""
         over = self.scales.get(scale, Recipe())
         given = {**self.adapter, **over.adapter}
-        adapter = ADAPTER_DEFAULTS[self.tuner] | {n: adapter_value(self.tuner, n, v) for n, v in given.items()}
-        return Recipe(adapter=adapter, training={**self.training, **over.training})
+        return Recipe(adapter=get_tuner(self.tuner).resolved(given), training={**self.training, **over.training})
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -178,7 +167,7 @@ def check_settings(methods: Sequence[Method], settings: Mapping[str, Any]) -> No
     Raises:
         RequestError: names the setting, with near matches.
     """
-    known = frozenset[str]().union(*(ADAPTER_FIELDS[method.tuner] for method in methods))
+    known = frozenset[str]().union(*(get_tuner(method.tuner).defaults for method in methods))
     for key in settings:
         part, _, name = key.partition(".")
         if part == "adapter" and name not in known:
@@ -197,14 +186,14 @@ def apply_settings(method: Method, scale: Scale, settings: Mapping[str, Any]) ->
     Raises:
         RequestError: a training field that does not exist (with near matches), or a bad value.
     """
-    recipe = method.at(scale)
+    recipe, tuner = method.at(scale), get_tuner(method.tuner)
     adapter, training, rest = dict(recipe.adapter), dict(recipe.training), {}
     for key, value in settings.items():
         part, _, name = key.partition(".")
         if part == "adapter":
-            if name in ADAPTER_FIELDS[method.tuner]:
+            if name in tuner.defaults:
                 try:
-                    adapter[name] = adapter_value(method.tuner, name, value)
+                    adapter[name] = tuner.value(name, value)
                 except ValueError as error:
                     raise RequestError(f"--set {error}") from error
         elif part == "training" and name:
@@ -220,4 +209,4 @@ def apply_settings(method: Method, scale: Scale, settings: Mapping[str, Any]) ->
         # A batch size that was set alone: the micro batch follows, and never grows.
         training["micro_batch_size"] = math.gcd(batch, int(training.get("micro_batch_size", batch)))
     validated(Training, training, Path("--set training"))
-    return Recipe(adapter=adapter, training=training), rest
+    return Recipe(adapter=tuner.resolved(adapter), training=training), rest

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medbench.backbones.registry import Backbone, LayerTable, get_backbone, shipped_table
+from medbench.backbones.layers import LayerTable
+from medbench.backbones.registry import Backbone, get_backbone, shipped_table
 from medbench.budget import Budget, allocate, parse_budget
 from medbench.catalog import Catalog
 from medbench.data.card import Card, validated
@@ -30,6 +31,7 @@ from medbench.spec import (
     RunSpec,
     Stage,
 )
+from medbench.tuners import get_tuner
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -164,11 +166,13 @@ def _with_protocol(spec: RunSpec, backbone: Backbone, asked: str | None, cards: 
 def _budgeted(
     request: Request, catalog: Catalog, backbone: Backbone, method: Method, recipe: Recipe
 ) -> tuple[dict[str, Any], BudgetSpec]:
+    tuner = get_tuner(method.tuner)
     targets = str(recipe.adapter.get("targets", "language"))
     table = table_for(backbone, targets)
-    if method.tuner in ("none", "full"):
+    about = {"package": tuner.package} if tuner.package else {}
+    if not tuner.ranked:
         whole = allocate(method, recipe, Budget("paper"), table, lambda name: (method, recipe, table))
-        return {}, BudgetSpec("", whole.trainable)
+        return recipe.adapter | about, BudgetSpec("", whole.trainable)
     budget = parse_budget(request.budget, backbone.default_rank)
 
     def reference(name: str) -> tuple[Method, Recipe, LayerTable]:
@@ -177,7 +181,7 @@ def _budgeted(
         return found, own, table_for(backbone, str(own.adapter.get("targets", "language")))
 
     share = allocate(method, recipe, budget, table, reference)
-    adapter = {**recipe.adapter, "targets": targets, "r": share.rank}
+    adapter = {**recipe.adapter, "targets": targets, "r": share.rank, **about}
     return adapter, BudgetSpec(budget.text(), share.trainable, share.distance, share.comparable)
 
 

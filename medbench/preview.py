@@ -13,6 +13,7 @@ from medbench.listing import text_table
 from medbench.plan import Plan, table_for
 from medbench.run import check_adapter
 from medbench.spec import DataSpec, RunSpec
+from medbench.tuners import get_tuner
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Tokens an item is taken to have, image included, for the estimate of memory: a nano question, a 7B question.
@@ -62,8 +63,9 @@ def memory_estimate(spec: RunSpec, backbone: Backbone) -> int:
     table = table_for(backbone, str(spec.method.adapter.get("targets", "language")))
     unit = _BYTES[spec.dtype]
     trainable = spec.budget.trainable
-    full = spec.method.tuner == "full"
-    weights = 4 * table.total if full else unit * table.total + 4 * trainable
+    tuner = get_tuner(spec.method.tuner) if spec.method.tuner != "adapter" else None
+    whole = tuner is not None and tuner.trains_base
+    weights = 4 * trainable if whole else unit * table.total + 4 * trainable
     if not spec.stages:
         return weights
     training = spec.stages[0].training

@@ -18,6 +18,7 @@ from medbench.job import Job
 from medbench.progress import note
 from medbench.results.record import is_finished, write_record
 from medbench.spec import RunSpec
+from medbench.tuners import get_tuner
 
 
 def run(job: Job) -> Path:
@@ -80,7 +81,7 @@ def check_adapter(spec: RunSpec) -> None:
     Raises:
         RequestError: the tuner refuses a setting.
     """
-    if spec.method.tuner in ("lora", "expert_lora"):
+    if spec.method.tuner != "adapter" and get_tuner(spec.method.tuner).ranked:
         from medbench.backbones.adapt import adapter_config
 
         adapter_config(spec.method, "", spec.seed)

@@ -39,11 +39,12 @@ class BackboneSpec:
 class MethodSpec:
     """A resolved method: the tuner and its whole configuration, the rank included.
 
-    `weights` is the digest of an adapter that was trained elsewhere (`run --adapter`).
+    `tuner` is a name of `medbench.tuners`, or `adapter` for one that was trained elsewhere (`run --adapter`); then
+    `weights` is its digest.
     """
 
     name: str
-    tuner: Literal["none", "full", "lora", "expert_lora", "adapter"]
+    tuner: str
     adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: str | None = None
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from medbench.backbones.adapt import attach, load_adapter, save_adapted, trainable_parameters
+from medbench.backbones.adapt import attach, load_adapter, penalty_of, save_adapted, trainable_parameters
 from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.data.check import Checked, check_images
 from medbench.data.leaks import leaks_between
@@ -23,6 +23,7 @@ from medbench.job import Data, Job
 from medbench.progress import progress_bar
 from medbench.results.environment import environment, peak_memory, reset_peak_memory
 from medbench.spec import DataSpec, Stage
+from medbench.tuners import get_tuner
 from medbench.twin import borrow_fit
 from medbench.workplace import Workplace
 
@@ -76,6 +77,7 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
     """Trains the stages in turn on one adapter (or takes the sighted twin's), and publishes `adapter/`."""
     from transformers import set_seed
 
+    from medbench.adapters.decomposition_cache import GIB, decomposition_cache
     from medbench.training.fit import FitResult, Runtime
     from medbench.training.trainer import load_trained, save_trained
 
@@ -90,12 +92,13 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
         return
     reset_peak_memory(work.device)
     set_seed(spec.seed)
-    full = spec.method.tuner == "full"
     # Weights that are trained stay float32; a frozen base is kept in the run's dtype.
-    vlm = load_vlm(job.backbone, torch.float32 if full else work.dtype, work.device, spec.backbone.processor)
+    whole = get_tuner(spec.method.tuner).trains_base
+    vlm = load_vlm(job.backbone, torch.float32 if whole else work.dtype, work.device, spec.backbone.processor)
     vlm.blind = spec.blind == "train"
     total = sum(p.numel() for p in vlm.model.parameters())
-    attach(vlm, spec.method, spec.seed)
+    with decomposition_cache(job.svd_cache, int(job.svd_cache_gb * GIB)):
+        attach(vlm, spec.method, spec.seed)
     trainable = trainable_parameters(vlm)
     if trainable != spec.budget.trainable:
         raise WorkError(f"{trainable:,} parameters would be trained, the budget says {spec.budget.trainable:,}")
@@ -153,7 +156,7 @@ def _fit_stage(
         stage.training,
         seed=job.spec.seed + 1000 * number,
         dtype=work.dtype,
-        balance=float(job.spec.method.adapter.get("balance_coefficient", 0.0)),
+        penalty=penalty_of(vlm, job.spec.method),
         folder=job.folder / "fit" / f"stage-{number}",
         runtime=runtime,
         progress=advance,
@@ -190,7 +193,11 @@ def load_run_model(job: Job, work: Workplace) -> Vlm:
     full = spec.method.tuner == "full"
     vlm = load_vlm(job.backbone, work.dtype, work.device, spec.backbone.processor, folder if full else None)
     vlm.blind = spec.blind is not None
-    if spec.method.tuner not in ("none", "full"):
+    if spec.method.tuner == "upcycle":
+        from medbench.adapters.upcycle import load_upcycled
+
+        load_upcycled(vlm.model, folder)
+    elif spec.method.tuner not in ("none", "full"):
         load_adapter(vlm, folder)
     return vlm
 
@@ -254,7 +261,7 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
 
 def _total(vlm: Vlm, job: Job) -> int:
     own = sum(p.numel() for p in vlm.model.parameters())
-    if job.spec.method.tuner in ("none", "full"):
+    if not hasattr(vlm.model, "peft_config"):
         return own
     prefix = vlm.model.base_model.prefix
     return own - sum(p.numel() for n, p in vlm.model.named_parameters() if f".{prefix}" in n)

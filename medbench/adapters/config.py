@@ -17,7 +17,7 @@ from medbench.errors import did_you_mean
 PEFT_NAME = "expert_lora"
 PREFIX = "expert_"
 INITS = ("spectral", "principal", "minor", "random", "segment_end", "zero")
-ROUTERS = ("none", "softmax", "topk")
+ROUTERS = ("none", "softmax", "topk", "threshold")
 SCALINGS = ("consistent", "alpha")
 SCALING_RANKS = ("total", "expert")
 
@@ -46,7 +46,10 @@ class ExpertLoraConfig(PeftConfig):
     )
     router: str = field(
         default="topk",
-        metadata={"help": "'none' (all gates 1), 'softmax' (dense) or 'topk' (softmax over the k largest logits)."},
+        metadata={
+            "help": "'none' (all gates 1), 'softmax' (dense), 'topk' (softmax over the k largest logits) or "
+            "'threshold' (experts whose probability exceeds one learned for each token, AdaMoLE)."
+        },
     )
     scaling: str = field(
         default="consistent",
@@ -66,10 +69,34 @@ class ExpertLoraConfig(PeftConfig):
         default=True,
         metadata={"help": "Take off the expected initial contribution of the experts (ignored by init 'zero')."},
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the experts' input, not on the router's."})
-    balance_coefficient: float = field(
-        default=1e-3, metadata={"help": "What a training loop multiplies `balance_loss()` by."}
+    segment_start: float | None = field(
+        default=None,
+        metadata={
+            "help": "Start of the segment of a single expert (num_experts = 1), from 0, the largest singular values, "
+            "to 1, the smallest; takes the place of `init`'s choice."
+        },
     )
+    shared_a: bool = field(
+        default=False,
+        metadata={"help": "One A of rank r / num_experts for all experts (HydraLoRA); needs init 'zero', a router."},
+    )
+    diagonal: bool = field(
+        default=False,
+        metadata={"help": "Train a diagonal between B and A, drawn from N(0, 1) (KaSA); needs init 'zero'."},
+    )
+    drop_minor: bool = field(
+        default=False,
+        metadata={"help": "Take off the weight's r smallest singular triplets (KaSA); needs init 'zero'."},
+    )
+    diagonal_penalty: float = field(
+        default=0.0, metadata={"help": "Coefficient of `penalty()`'s sum of squares of the diagonals (KaSA's beta)."}
+    )
+    orthogonal_penalty: float = field(
+        default=0.0,
+        metadata={"help": "Coefficient of `penalty()`'s |B'B - I|_F + |AA' - I|_F (KaSA's gamma)."},
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the experts' input, not on the router's."})
+    balance_coefficient: float = field(default=1e-3, metadata={"help": "Coefficient of `penalty()`'s balance loss."})
     seed: int = field(default=0, metadata={"help": "Seed of the segment starts of init 'random', nothing else."})
     target_modules: list[str] | set[str] | str | None = field(
         default=None,
@@ -100,6 +127,7 @@ class ExpertLoraConfig(PeftConfig):
             self.exclude_modules = set(self.exclude_modules)
         self._check_names()
         self._check_numbers()
+        self._check_combinations()
 
     def _check_names(self) -> None:
         known_names = {
@@ -130,8 +158,25 @@ class ExpertLoraConfig(PeftConfig):
                 raise ValueError(f"{setting} must be positive and finite, got {value!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}")
-        if not 0 <= self.balance_coefficient < math.inf:
-            raise ValueError(f"balance_coefficient must not be negative, got {self.balance_coefficient!r}")
+        for setting in ("balance_coefficient", "diagonal_penalty", "orthogonal_penalty"):
+            if not 0 <= getattr(self, setting) < math.inf:
+                raise ValueError(f"{setting} must not be negative, got {getattr(self, setting)!r}")
+
+    def _check_combinations(self) -> None:
+        for setting in ("shared_a", "diagonal", "drop_minor"):
+            if getattr(self, setting) and self.init != "zero":
+                raise ValueError(f"{setting} needs init 'zero', got {self.init!r}")
+        if self.shared_a and self.router == "none":
+            raise ValueError("shared_a without a router is one expert; choose a router, or num_experts=1")
+        if self.diagonal_penalty and not self.diagonal:
+            raise ValueError("diagonal_penalty needs diagonal=True")
+        if self.orthogonal_penalty and self.num_experts > 1:
+            raise ValueError("orthogonal_penalty is defined for one expert; num_experts=1")
+        if self.segment_start is not None:
+            if not 0 <= self.segment_start <= 1:
+                raise ValueError(f"segment_start must lie in [0, 1], got {self.segment_start!r}")
+            if self.num_experts > 1 or self.init == "zero":
+                raise ValueError("segment_start places one expert: num_experts=1 and an init from the spectrum")
 
     @property
     def expert_rank(self) -> int:
@@ -140,8 +185,8 @@ class ExpertLoraConfig(PeftConfig):
 
     @property
     def compensated(self) -> bool:
-        """Whether frozen factors are kept to take off the experts' expected start."""
-        return self.residual and self.init != "zero"
+        """Whether frozen factors are kept: of the experts' expected start, or of the dropped triplets."""
+        return self.drop_minor or (self.residual and self.init != "zero")
 
     def scale(self, in_features: int) -> float:
         """The factor s in front of every expert of a layer with `in_features` = n inputs.

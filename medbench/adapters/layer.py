@@ -7,7 +7,6 @@ its output depends on.
 """
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from medbench.adapters.config import ExpertLoraConfig
+from medbench.adapters.log import RoutingLog
 from medbench.adapters.mixture import ExpertSpec, ExpertTensors, expert_delta, merged_weight
-from medbench.adapters.routing import balance_loss, chosen_experts
 from medbench.adapters.spectrum import balanced_factors, segment_factors, segment_starts
 from medbench.errors import RequestError
 
@@ -33,27 +32,16 @@ class FrozenParameterDict(nn.ParameterDict):
         super().__setitem__(key, nn.Parameter(value.detach(), requires_grad=False))
 
 
-@dataclass
-class RoutingLog:
-    """What the layers of one model share during a forward pass.
-
-    Attributes:
-        token_mask: [B, T], non-zero where a token is no padding; None when unknown.
-        losses: L_b of the last training-mode forward, by layer and adapter.
-    """
-
-    token_mask: torch.Tensor | None = None
-    losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
-
-    def __reduce__(self) -> tuple[type["RoutingLog"], tuple[()]]:
-        """Copied and pickled models start with an empty log: a loss holds a graph, which cannot be copied."""
-        return RoutingLog, ()
-
-
 class ExpertLoraLayer(BaseTunerLayer):
     """The adapter side of a wrapped linear layer; several adapters by name."""
 
-    adapter_layer_names: tuple[str, ...] = ("expert_A", "expert_B", "expert_router")
+    adapter_layer_names: tuple[str, ...] = (
+        "expert_A",
+        "expert_B",
+        "expert_router",
+        "expert_threshold",
+        "expert_diagonal",
+    )
     # The frozen factors are listed here, where peft never looks for something to train.
     other_param_names: tuple[str, ...] = ("expert_A0", "expert_B0", "expert_dropout", "expert_spec")
 
@@ -68,6 +56,8 @@ class ExpertLoraLayer(BaseTunerLayer):
         self.expert_A = nn.ParameterDict()
         self.expert_B = nn.ParameterDict()
         self.expert_router = nn.ParameterDict()
+        self.expert_threshold = nn.ParameterDict()
+        self.expert_diagonal = nn.ParameterDict()
         self.expert_A0 = FrozenParameterDict()
         self.expert_B0 = FrozenParameterDict()
         self.expert_dropout = nn.ModuleDict()
@@ -89,24 +79,26 @@ class ExpertLoraLayer(BaseTunerLayer):
         m, n, experts, d = self.out_features, self.in_features, config.num_experts, config.expert_rank
         scale = config.scale(n)
         expected_gate = 1.0 if config.router == "none" else 1 / experts
+        kept = 1.0 if config.drop_minor else scale * expected_gate
         self.expert_spec[adapter_name] = ExpertSpec(
             num_experts=experts,
             expert_rank=d,
             top_k=config.top_k,
             router=config.router,
             scale=scale,
-            residual_scale=scale * expected_gate if config.compensated else 0.0,
+            residual_scale=kept if config.compensated else 0.0,
         )
-        # Float32 next to a bfloat16 base, as peft does by default, and without its detour through bfloat16.
-        dtype = torch.promote_types(self._base_dtype(), torch.float32)
-        # NaN until filled: a tensor that a checkpoint fails to provide can never pass for an initialised one.
-        self.expert_A[adapter_name] = nn.Parameter(torch.full((experts, d, n), math.nan, dtype=dtype))
-        self.expert_B[adapter_name] = nn.Parameter(torch.full((m, experts, d), math.nan, dtype=dtype))
+        self.expert_A[adapter_name] = self._unset(1 if config.shared_a else experts, d, n)
+        self.expert_B[adapter_name] = self._unset(m, experts, d)
         if config.router != "none":
-            self.expert_router[adapter_name] = nn.Parameter(torch.full((experts, n), math.nan, dtype=dtype))
+            self.expert_router[adapter_name] = self._unset(experts, n)
+        if config.router == "threshold":
+            self.expert_threshold[adapter_name] = self._unset(1, n)
+        if config.diagonal:
+            self.expert_diagonal[adapter_name] = self._unset(experts, d)
         if config.compensated:
-            self.expert_A0[adapter_name] = torch.full((experts, d, n), math.nan, dtype=dtype)
-            self.expert_B0[adapter_name] = torch.full((m, experts, d), math.nan, dtype=dtype)
+            self.expert_A0[adapter_name] = self._unset(experts, d, n)
+            self.expert_B0[adapter_name] = self._unset(m, experts, d)
         self.expert_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
         # On the meta device (low_cpu_mem_usage) there is nothing to fill, and a stored adapter is never
@@ -117,46 +109,78 @@ class ExpertLoraLayer(BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def _unset(self, *shape: int) -> nn.Parameter:
+        # Float32 next to a bfloat16 base, as peft does by default, and without its detour through bfloat16. NaN until
+        # filled: a tensor that a checkpoint fails to provide can never pass for an initialised one.
+        dtype = torch.promote_types(self._base_dtype(), torch.float32)
+        return nn.Parameter(torch.full(shape, math.nan, dtype=dtype))
+
     @torch.no_grad()
     def reset_adapter_parameters(self, adapter_name: str, config: ExpertLoraConfig) -> None:
         """Draw or compute the starting point of an adapter, in place."""
         a, b = self.expert_A[adapter_name], self.expert_B[adapter_name]
         spec = self.expert_spec[adapter_name]
         if config.init == "zero":
-            # One draw over [N d, n]: the bound depends on n only, N = 1 is exactly peft's LoRA.
-            nn.init.kaiming_uniform_(a.view(spec.width, self.in_features), a=math.sqrt(5))
+            # One draw over [rank, n]: the bound depends on n only, N = 1 is exactly peft's LoRA.
+            nn.init.kaiming_uniform_(a.view(-1, self.in_features), a=math.sqrt(5))
             nn.init.zeros_(b)
         else:
-            weight = self._base_weight() if self._unmerged_weight is None else self._unmerged_weight
-            if tuple(weight.shape) != (self.out_features, self.in_features):
-                raise RequestError(f"init {config.init!r} needs a plain weight; this one is packed (quantised)")
-            h = min(weight.shape)
-            if spec.width > h:
-                raise RequestError(
-                    f"total rank {spec.width} is more than a layer of shape {self.out_features} x "
-                    f"{self.in_features} has singular values ({h}); lower r, or use exclude_modules"
-                )
-            starts = segment_starts(config.init, h, spec.num_experts, spec.expert_rank, config.seed)
-            factors = segment_factors(weight, starts, spec.expert_rank)
-            start_a, start_b = balanced_factors(factors, spec.scale, config.rho)
+            start_a, start_b = self._segments(config, config.init, spec.scale, config.rho)
             a.copy_(start_a)
             b.copy_(start_b)
-            if config.compensated:
-                self.expert_A0[adapter_name].copy_(a)
-                self.expert_B0[adapter_name].copy_(b)
-        if spec.router != "none":
-            nn.init.kaiming_uniform_(self.expert_router[adapter_name], a=math.sqrt(5))
+        if config.compensated:
+            kept_a, kept_b = self._segments(config, "minor", 1.0, 1.0) if config.drop_minor else (a, b)
+            self.expert_A0[adapter_name].copy_(kept_a)
+            self.expert_B0[adapter_name].copy_(kept_b)
+        for holder in (self.expert_router, self.expert_threshold):
+            if adapter_name in holder:
+                nn.init.kaiming_uniform_(holder[adapter_name], a=math.sqrt(5))
+        if adapter_name in self.expert_diagonal:
+            nn.init.normal_(self.expert_diagonal[adapter_name])
+
+    def _segments(
+        self, config: ExpertLoraConfig, init: str, scale: float, rho: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors [N, d, n] and [m, N, d] of the segments of the weight that `init` chooses."""
+        weight = self._base_weight() if self._unmerged_weight is None else self._unmerged_weight
+        shape = f"{self.out_features} x {self.in_features}"
+        if tuple(weight.shape) != (self.out_features, self.in_features):
+            raise RequestError(f"the segments of layer {shape} need a plain weight; this one is packed (quantised)")
+        h, experts, d = min(weight.shape), config.num_experts, config.expert_rank
+        if config.r > h:
+            raise RequestError(
+                f"total rank {config.r} is more than a layer of shape {shape} has singular values ({h}); "
+                "lower r, or use exclude_modules"
+            )
+        if config.segment_start is not None:
+            starts = [round(config.segment_start * (h - d))]
+        else:
+            starts = segment_starts(init, h, experts, d, config.seed)
+        return balanced_factors(segment_factors(weight, starts, d), scale, rho)
 
     def tensors(self, adapter_name: str) -> ExpertTensors:
-        """The tensors of one adapter; None where it has no router or no residual."""
-        spec = self.expert_spec[adapter_name]
+        """The tensors of one adapter; None where it has none of a kind."""
         return ExpertTensors(
             a=self.expert_A[adapter_name],
             b=self.expert_B[adapter_name],
-            router=self.expert_router[adapter_name] if spec.router != "none" else None,
-            a0=self.expert_A0[adapter_name] if spec.residual_scale else None,
-            b0=self.expert_B0[adapter_name] if spec.residual_scale else None,
+            router=_get(self.expert_router, adapter_name),
+            threshold=_get(self.expert_threshold, adapter_name),
+            diagonal=_get(self.expert_diagonal, adapter_name),
+            a0=_get(self.expert_A0, adapter_name),
+            b0=_get(self.expert_B0, adapter_name),
         )
+
+    def penalty(self, adapter_name: str, config: ExpertLoraConfig) -> torch.Tensor | None:
+        """KaSA's regularisers of one adapter (arXiv 2412.06071, eq. 9-11), or None where it has none."""
+        total = None
+        if config.diagonal_penalty:
+            total = config.diagonal_penalty * self.expert_diagonal[adapter_name].square().sum()
+        if config.orthogonal_penalty:
+            a, b = self.expert_A[adapter_name].flatten(0, 1), self.expert_B[adapter_name].flatten(1)
+            eye = torch.eye(len(a), dtype=a.dtype, device=a.device)
+            off = torch.linalg.norm(b.T @ b - eye) + torch.linalg.norm(a @ a.T - eye)
+            total = config.orthogonal_penalty * off + (0.0 if total is None else total)
+        return total
 
     def unfilled(self, adapter_name: str) -> list[str]:
         """Names of the tensors that were neither initialised nor loaded (still on meta, or still NaN)."""
@@ -234,13 +258,9 @@ class Linear(nn.Module, ExpertLoraLayer):
         x = self._cast_input_dtype(x, tensors.a.dtype)
         dropout = self.expert_dropout[adapter_name]
         dropped = dropout(x) if self.training and isinstance(dropout, nn.Dropout) else None
-        addition, logits = expert_delta(x, tensors, spec, dropped)
-        if logits is not None and self.training and torch.is_grad_enabled():
-            mask = self.log.token_mask
-            if mask is not None and mask.shape != logits.shape[:-1]:
-                mask = None  # tokens of another kind (a vision tower's patches): all of them count
-            chosen = chosen_experts(logits, spec.top_k, spec.router)
-            self.log.losses[self.name, adapter_name] = balance_loss(logits, chosen, mask)
+        addition, routing = expert_delta(x, tensors, spec, dropped)
+        if routing is not None:
+            self.log.record((self.name, adapter_name), *routing, training=self.training)
         return addition
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -279,6 +299,10 @@ class Linear(nn.Module, ExpertLoraLayer):
 
     def __repr__(self) -> str:
         return f"medbench.{super().__repr__()}"
+
+
+def _get(holder: nn.ParameterDict, adapter_name: str) -> torch.Tensor | None:
+    return holder.get(adapter_name)
 
 
 def refuse_routed(adapter_name: str, router: str) -> None:

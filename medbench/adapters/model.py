@@ -9,7 +9,8 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 from medbench.adapters.config import PREFIX, ExpertLoraConfig
-from medbench.adapters.layer import ExpertLoraLayer, Linear, RoutingLog, refuse_routed
+from medbench.adapters.layer import ExpertLoraLayer, Linear, refuse_routed
+from medbench.adapters.log import RoutingLog
 from medbench.errors import RequestError, WorkError
 
 
@@ -23,7 +24,7 @@ class ExpertLoraModel(BaseTuner):
         >>> from peft import get_peft_model
         >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(64, 64)),
         ...                        ExpertLoraConfig(r=8, num_experts=4, target_modules=["0"]))
-        >>> loss = model(torch.randn(2, 64)).square().mean() + 1e-3 * model.balance_loss()
+        >>> loss = model(torch.randn(2, 64)).square().mean() + model.penalty()
     """
 
     prefix: str = PREFIX
@@ -42,24 +43,44 @@ class ExpertLoraModel(BaseTuner):
         Returns:
             A scalar; 0 where no routed layer ran in training mode with gradients on.
         """
-        losses = list(self._routing_log.losses.values())
-        self._routing_log.losses.clear()
-        if not losses:
-            device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-            return torch.zeros((), device=device)
-        return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
+        loss = self.routing_log.balance()
+        self.routing_log.losses.clear()
+        return self._zero() if loss is None else loss
+
+    def penalty(self) -> torch.Tensor:
+        """What training adds to its loss: each active adapter's balance loss and regularisers, with coefficients.
+
+        As `balance_loss`, it is read once after a forward pass in training mode.
+
+        Returns:
+            A scalar; 0 where no active adapter has any.
+        """
+        total = self._zero()
+        layers = [module for module in self.model.modules() if isinstance(module, ExpertLoraLayer)]
+        for adapter_name in self.active_adapters:
+            config = cast(ExpertLoraConfig, self.peft_config[adapter_name])
+            balance = self.routing_log.balance(adapter_name)
+            if balance is not None and config.balance_coefficient:
+                total = total + config.balance_coefficient * balance.to(total.device)
+            for layer in layers:
+                own = layer.penalty(adapter_name, config) if adapter_name in layer.expert_spec else None
+                if own is not None:
+                    total = total + own.to(total.device)
+        self.routing_log.losses.clear()
+        return total
+
+    def _zero(self) -> torch.Tensor:
+        return torch.zeros((), device=next((p.device for p in self.model.parameters()), torch.device("cpu")))
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         # Runs once, before the first layer is made. The hook sits on the wrapped model itself, since
         # `generate` and wrappers of wrappers call that one and not this class's `forward`.
-        self._routing_log = RoutingLog()
+        self.routing_log = RoutingLog()
         self._to_check: set[str] = set()
         self._forward_hook = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._routing_log.losses.clear()
-        mask = kwargs.get("attention_mask")
-        self._routing_log.token_mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        self.routing_log.before_forward(module, args, kwargs)
         if self._to_check:
             self._check_filled()
 
@@ -98,7 +119,7 @@ class ExpertLoraModel(BaseTuner):
                 layer: ExpertLoraLayer = target
                 target.update_layer(adapter_name, config)
             else:
-                layer = Linear(target, adapter_name, config, current_key, self._routing_log)
+                layer = Linear(target, adapter_name, config, current_key, self.routing_log)
                 self._replace_module(parent, target_name, layer, target)
         except RequestError as error:
             raise RequestError(f"{current_key}: {error}") from None

@@ -25,29 +25,39 @@ def chosen_experts(logits: torch.Tensor, top_k: int, router: str) -> torch.Tenso
     return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, indices, True)
 
 
-def gates(logits: torch.Tensor, top_k: int, router: str) -> torch.Tensor:
-    """Weights of the experts for every token: softmax over the chosen logits, exactly 0 elsewhere.
+def gates(
+    logits: torch.Tensor, top_k: int, router: str, threshold: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of the experts for every token, and which of them it is routed to.
 
-    Softmax over all N, top-k, then renormalising gives the same numbers (arXiv 2604.01310, router).
+    'topk' and 'softmax': softmax over the chosen logits, exactly 0 elsewhere; softmax over all N, top-k, then
+    renormalising gives the same numbers (arXiv 2604.01310, router). 'threshold' (AdaMoLE, arXiv 2405.00361):
+    max(p_i - tau, 0) renormalised, p the softmax over all N and tau = sigmoid(threshold) / N; since the largest p_i is
+    at least 1 / N > tau, some expert is always chosen.
 
     Args:
         logits: [..., N].
         top_k: k, only used by 'topk'.
-        router: 'none' (all gates 1), 'softmax' (k = N) or 'topk'.
+        router: 'softmax' (k = N), 'topk' or 'threshold'.
+        threshold: [..., 1], the logit of tau; only used by 'threshold'.
 
     Returns:
-        [..., N]; sums to 1 over the experts unless `router` is 'none'. At least float32: rounding a softmax
-        to bfloat16 costs up to 0.4 % of a gate.
+        [..., N] gates that sum to 1 over the experts, at least float32 (rounding a softmax to bfloat16 costs up to
+        0.4 % of a gate), and boolean [..., N], which carries no gradient.
 
     Example:
-        >>> gates(torch.tensor([0.0, 1.0, 0.0, 1.0]), top_k=2, router="topk")
+        >>> gates(torch.tensor([0.0, 1.0, 0.0, 1.0]), top_k=2, router="topk")[0]
         tensor([0.0000, 0.5000, 0.0000, 0.5000])
     """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if router == "none":
-        return torch.ones_like(precise)
+    if router == "threshold":
+        assert threshold is not None
+        # A hair below 1 / N: where the sigmoid rounds to 1, the largest p_i must still stand above.
+        tau = threshold.to(precise.dtype).sigmoid() * ((1 - 1e-6) / logits.shape[-1])
+        above = (precise.softmax(dim=-1) - tau).relu()
+        return above / above.sum(dim=-1, keepdim=True), above.detach() > 0
     chosen = chosen_experts(logits, top_k, router)
-    return precise.masked_fill(~chosen, float("-inf")).softmax(dim=-1)
+    return precise.masked_fill(~chosen, float("-inf")).softmax(dim=-1), chosen
 
 
 def balance_loss(logits: torch.Tensor, chosen: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Where the experts start in the spectrum of a weight, and the factors they start from.
 
-`segment_factors` is the only place where a weight is decomposed: a cache or a cheaper route goes in there.
+`segment_factors` is the only place that asks for a weight's decomposition; `decomposition` computes it, and inside a
+`decomposition_cache` it is computed once.
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from medbench.adapters.decomposition_cache import singular_triplets
 from medbench.errors import RequestError, did_you_mean
 
 
@@ -73,9 +75,11 @@ def segment_starts(init: str, h: int, num_experts: int, d: int, seed: int = 0) -
 def segment_factors(weight: torch.Tensor, starts: Sequence[int], d: int) -> SegmentFactors:
     """Singular triplets [start, start + d) of a weight, for every start.
 
-    The decomposition runs in float64 whatever the weight's dtype: in float32 the small end of the spectrum
-    of an ill-conditioned weight is noise. A singular pair is only defined up to its sign; here the entry of
-    largest magnitude of every left vector is positive, so that two machines agree.
+    Everything runs in float64 whatever the weight's dtype: in float32 the small end of the spectrum of an
+    ill-conditioned weight is noise. A segment's product u s vh differs from that of a float64 SVD by less than 1e-5 of
+    its norm, unless a segment cuts through repeated singular values, where no product is defined. A singular pair is
+    only defined up to its sign; here the entry of largest magnitude of every left vector is positive, so that two
+    machines agree.
 
     Args:
         weight: [m, n], any floating dtype, not on the meta device.
@@ -86,7 +90,8 @@ def segment_factors(weight: torch.Tensor, starts: Sequence[int], d: int) -> Segm
         The N segments, float64, on the weight's device (on the CPU where the device has no float64).
 
     Raises:
-        RequestError: The weight is not a matrix, or a segment does not fit into its spectrum.
+        RequestError: The weight is not a matrix of finite numbers, it is on the meta device, or a segment does not fit
+            into its spectrum.
     """
     shape = tuple(weight.shape)
     if weight.ndim != 2 or not weight.is_floating_point():
@@ -99,16 +104,16 @@ def segment_factors(weight: torch.Tensor, starts: Sequence[int], d: int) -> Segm
         )
     if any(start < 0 or start + d > h for start in starts):
         raise RequestError(f"segments of {d} from {list(starts)} leave the {h} singular values of shape {shape}")
+    if weight.is_meta:
+        raise RequestError(f"cannot decompose a weight of shape {shape} on the meta device: it has no values yet")
     matrix = weight.detach()
     if matrix.device.type == "mps":
         matrix = matrix.cpu()
-    u, s, vh = torch.linalg.svd(matrix.to(torch.float64), full_matrices=False)
-    index = torch.tensor([list(range(start, start + d)) for start in starts], device=s.device)  # [N, d]
-    u_segments = u.T[index].transpose(1, 2)  # [N, m, d]
-    vh_segments = vh[index]  # [N, d, n]
-    largest = u_segments.abs().argmax(dim=1, keepdim=True)
-    sign = u_segments.gather(1, largest).sign()  # [N, 1, d]; never 0, a unit vector has a non-zero entry
-    return SegmentFactors(u_segments * sign, s[index], vh_segments * sign.transpose(1, 2))
+    values, short, long = singular_triplets(matrix, [(start, start + d) for start in starts])
+    left, right = (short, long) if shape[0] <= shape[1] else (long, short)  # [N d, m], [N d, n]
+    sign = left.gather(1, left.abs().argmax(1, keepdim=True)).sign()  # never 0: a unit vector has a non-zero entry
+    u, vh = ((side * sign).unflatten(0, (len(starts), d)) for side in (left, right))
+    return SegmentFactors(u.transpose(1, 2), values.unflatten(0, (len(starts), d)), vh)
 
 
 def balanced_factors(factors: SegmentFactors, scale: float, rho: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medbench.backbones.registry import target_pattern
 from medbench.backbones.vlm import Vlm
 from medbench.errors import RequestError, WorkError
 from medbench.files import read_json, write_json
 from medbench.spec import MethodSpec, RunSpec
+from medbench.tuners import get_tuner
+
+if TYPE_CHECKING:
+    import torch
 
 
 def attach(vlm: Vlm, method: MethodSpec, seed: int) -> None:
-    """Puts a new adapter on the backbone (or unfreezes it, for `full`); draws come from torch's global generator.
+    """Puts a new adapter on the backbone, or makes it trainable; draws come from torch's global generator.
 
     Raises:
         RequestError: a setting the tuner does not know, or that it refuses.
     """
     if method.tuner == "none":
         return
-    if method.tuner == "full":
+    if get_tuner(method.tuner).trains_base:
+        if method.tuner == "upcycle":
+            from medbench.adapters.upcycle import upcycle
+
+            settings = method.adapter
+            pattern = target_pattern(vlm.base.config.model_type, settings["targets"])
+            upcycle(vlm.model, pattern, settings["num_experts"], settings["top_k"])
         vlm.model.requires_grad_(True)
         return
     from peft import get_peft_model
@@ -32,34 +43,31 @@ def attach(vlm: Vlm, method: MethodSpec, seed: int) -> None:
     vlm.model = get_peft_model(vlm.model, config)
 
 
+def penalty_of(vlm: Vlm, method: MethodSpec) -> Callable[[], torch.Tensor] | None:
+    """What training adds to a method's loss after each forward pass (balance loss, regularisers), or None."""
+    if method.tuner == "upcycle":
+        log, coefficient = vlm.model.routing_log, method.adapter["balance_coefficient"]
+        return lambda: coefficient * log.balance()
+    return getattr(getattr(vlm.model, "base_model", None), "penalty", None)
+
+
 def adapter_config(method: MethodSpec, architecture: str, seed: int) -> Any:
     """The peft configuration of a method's adapter settings."""
-    settings = dict(method.adapter)
+    settings = {name: value for name, value in method.adapter.items() if name != "package"}
     pattern = target_pattern(architecture, settings.pop("targets"))
     try:
-        if method.tuner == "lora":
-            from peft import LoraConfig
-
-            alpha = settings.pop("alpha_over_r", 2.0) * settings["r"]
-            if alpha <= 0:
-                raise ValueError("alpha_over_r must be positive")
-            return LoraConfig(
-                r=settings.pop("r"),
-                lora_alpha=alpha,
-                lora_dropout=settings.pop("dropout", 0.0),
-                target_modules=pattern,
-                **settings,
-            )
-        from medbench.adapters import ExpertLoraConfig
-
-        return ExpertLoraConfig(target_modules=pattern, seed=seed, **settings)
+        return get_tuner(method.tuner).peft_config(settings, pattern, seed)
     except (TypeError, ValueError) as error:
         raise RequestError(f"method {method.name}: {error}") from error
 
 
 def save_adapted(vlm: Vlm, spec: RunSpec, folder: Path) -> None:
-    """Saves what was trained: peft's safetensors for an adapter, the whole model for `full`."""
-    if spec.method.tuner == "full":
+    """Saves what was trained: peft's safetensors for an adapter, the whole model where its weights are trained."""
+    if spec.method.tuner == "upcycle":
+        from medbench.adapters.upcycle import save_upcycled
+
+        save_upcycled(vlm.model, folder)
+    elif spec.method.tuner == "full":
         vlm.model.save_pretrained(folder)
     else:
         # The folder names the backbone, not a path of this machine.

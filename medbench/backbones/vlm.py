@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from medbench.backbones.layers import LayerTable, table_of
 from medbench.backbones.pixels import BLANK_KEY, BLANK_SIZE, PixelCache, blank_image
-from medbench.backbones.registry import Backbone, LayerTable, shipped_table, table_of, target_pattern
+from medbench.backbones.registry import Backbone, shipped_table, target_pattern
 from medbench.data.item import Item, load_image
 from medbench.errors import RequestError, WorkError
 

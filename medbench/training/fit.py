@@ -51,7 +51,7 @@ def fit_stage(
     training: Training,
     seed: int,
     dtype: torch.dtype,
-    balance: float,
+    penalty: Callable[[], torch.Tensor] | None,
     folder: Path,
     runtime: Runtime,
     progress: Callable[[int, int], None],
@@ -65,7 +65,7 @@ def fit_stage(
         training: settings.
         seed: decides the order of items and dropout.
         dtype: bfloat16 and float16 compute in autocast; weights that are trained stay float32.
-        balance: coefficient of the balance loss.
+        penalty: what is added to the loss after each forward pass (balance loss, regularisers).
         folder: for checkpoints; the caller removes it after the adapter is saved.
         runtime: device and workers.
         progress: called with (steps done, steps in all).
@@ -95,7 +95,7 @@ def fit_stage(
             args=arguments,
             data_collator=Collator(vlm),
             train_dataset=[everything[i] for i in order.ravel()],
-            balance=balance,
+            penalty=penalty,
             keeps_logits=vlm.keeps_logits,
         )
     except (ValueError, RuntimeError) as error:

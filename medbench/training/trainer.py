@@ -26,17 +26,19 @@ COMPLETE = "complete"
 class StageTrainer(Trainer):
     """Trains the parameters that require a gradient; the order of items is given, never drawn here."""
 
-    def __init__(self, *args: Any, balance: float = 0.0, keeps_logits: bool = False, **kwargs: Any):
+    def __init__(
+        self, *args: Any, penalty: Callable[[], torch.Tensor] | None = None, keeps_logits: bool = False, **kwargs: Any
+    ):
         """As `Trainer`.
 
         Args:
             args: passed on.
-            balance: coefficient of the routers' balance loss.
+            penalty: what is added to the loss after each forward pass: balance loss, regularisers.
             keeps_logits: whether the model computes only the last logits when asked (`logits_to_keep`).
             kwargs: passed on.
         """
         super().__init__(*args, **kwargs)
-        self.balance = balance
+        self.penalty = penalty
         self.keeps_logits = keeps_logits
         # Makes the Trainer count the target tokens of the whole step (all accumulation steps and processes).
         self.model_accepts_loss_kwargs = True
@@ -53,7 +55,7 @@ class StageTrainer(Trainer):
     ) -> Any:
         """Cross-entropy summed over this forward's target tokens, divided by the tokens of the whole step.
 
-        The balance loss is averaged over the step's forwards. With P processes the gradient is averaged over them, so
+        The penalty is averaged over the step's forwards. With P processes the gradient is averaged over them, so
         the token share is multiplied by P: two processes give the loss of one with two accumulation steps.
 
         Raises:
@@ -70,10 +72,8 @@ class StageTrainer(Trainer):
         )
         world = self.accelerator.num_processes
         loss = summed * world / num_items_in_batch
-        tuner: Any = getattr(self.accelerator.unwrap_model(model), "base_model", None)
-        if self.balance and hasattr(tuner, "balance_loss"):
-            accumulation = getattr(self, "current_gradient_accumulation_steps", 1)
-            loss = loss + self.balance * tuner.balance_loss() / accumulation
+        if self.penalty is not None:
+            loss = loss + self.penalty() / getattr(self, "current_gradient_accumulation_steps", 1)
         if not torch.isfinite(loss):
             settings = self.args
             raise WorkError(

@@ -1,0 +1,278 @@
+"""Tuners: how a method's settings become trainable parameters, counted without torch and built with it.
+
+A method (`baselines/<name>.yaml`) names a tuner and its settings. A package adds a tuner of its own, and with it a
+method, as one class: a subclass of `Tuner` under the entry point group `medbench.methods` (see CONTRIBUTING.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+from medbench.backbones.layers import LayerTable
+from medbench.errors import RequestError, did_you_mean
+
+Settings = Mapping[str, Any]
+
+
+class Tuner:
+    """A way to adapt a backbone.
+
+    A subclass that is a method of its own (an entry point) also says `source`, and may say `training`, `scales` and
+    `paper_rank`, as a YAML recipe does; its docstring's first line is the description.
+
+    Attributes:
+        defaults: the settings and their defaults, which also give each setting its type. `targets` is `language`,
+            `vision`, `language+vision` or a regular expression over module names.
+        later: settings that are younger than the runs people have; left out of a spec at their default, so that
+            those runs keep their identity.
+        ranked: whether it has a rank, which the budget decides; a tuner without one is a reference row outside.
+        trains_base: whether the backbone's own weights are trained and stored.
+        source: the paper.
+        training: fields of `medbench.Training` that differ from the defaults.
+        scales: overrides of both by scale of backbone, `{"nano": {"adapter": {...}, "training": {...}}}`.
+        paper_rank: its total rank in its paper, for `--budget paper`.
+        package: name and version of the package it comes from; part of a run's identity.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {}
+    later: ClassVar[frozenset[str]] = frozenset()
+    ranked: ClassVar[bool] = True
+    trains_base: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+    training: ClassVar[dict[str, Any]] = {}
+    scales: ClassVar[dict[str, Any]] = {}
+    paper_rank: ClassVar[int | None] = None
+    package: str | None = None
+
+    def step(self, settings: Settings) -> int:
+        """The ranks there are: the multiples of this."""
+        return 1
+
+    def count_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
+        """Trainable parameters beside one linear layer.
+
+        Args:
+            settings: the adapter's settings; those that are absent have their defaults.
+            rank: total rank.
+            out: out_features, m.
+            inp: in_features, n.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how many parameters it trains")
+
+    def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
+        """Trainable parameters in all, exactly (a run whose modules have another number is refused)."""
+        return sum(layer.count * self.count_layer(settings, rank, layer.out, layer.inp) for layer in table.layers)
+
+    def flops_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
+        """Floating point operations a token that one layer's forward pass costs more; 2 a multiplication and addition.
+
+        By default every trainable parameter is used once.
+        """
+        return 2 * self.count_layer(settings, rank, out, inp)
+
+    def peft_config(self, settings: dict[str, Any], pattern: str, seed: int) -> Any:
+        """The configuration that `peft.get_peft_model` takes; torch and peft may be imported here.
+
+        Args:
+            settings: the adapter's settings with the rank as `r`, without `targets`.
+            pattern: regular expression over the names of the modules to adapt (full match).
+            seed: the run's seed.
+
+        Raises:
+            TypeError, ValueError: a setting cannot be built; the message says what would be right.
+        """
+        raise NotImplementedError(f"{type(self).__name__} builds no adapter")
+
+    def value(self, name: str, value: Any) -> Any:
+        """A setting, of the type of its default; 10 for 10.0 is the same run, so it becomes the same JSON.
+
+        Raises:
+            ValueError: no such setting, or a value of another type.
+        """
+        if name not in self.defaults:
+            raise ValueError(f"adapter.{name} is no setting of this tuner; {did_you_mean(name, self.defaults)}")
+        default = self.defaults[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(default, bool):
+            right, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            right, wanted = isinstance(value, int) and number, "a whole number"
+        elif isinstance(default, str):
+            right, wanted = isinstance(value, str), "text"
+        else:
+            right, wanted = number or (value is None and default is None), "a finite number"
+        if not right:
+            raise ValueError(f"adapter.{name} should be {wanted}, found {value!r}")
+        return float(value) if isinstance(default, float | None) and value is not None else value
+
+    def resolved(self, given: Settings) -> dict[str, Any]:
+        """The settings over their defaults, checked; of those in `later` only what differs."""
+        merged = self.defaults | {name: self.value(name, value) for name, value in given.items()}
+        return {name: value for name, value in merged.items() if name not in self.later or value != self.defaults[name]}
+
+
+class NoTuner(Tuner):
+    """The backbone as it is, not trained."""
+
+    ranked = False
+
+    def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
+        """0."""
+        return 0
+
+
+class FullTuner(Tuner):
+    """Every weight of the backbone is trained."""
+
+    ranked = False
+    trains_base = True
+
+    def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
+        """All parameters."""
+        return table.total
+
+
+class UpcycleTuner(Tuner):
+    """Every adapted linear becomes N copies with a router, and everything is trained (full-FT MoE)."""
+
+    defaults: ClassVar[dict[str, Any]] = {
+        **{"targets": "language", "num_experts": 8, "top_k": 2, "balance_coefficient": 1e-3}
+    }
+    ranked = False
+    trains_base = True
+
+    def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
+        """The whole model, N - 1 further copies of each adapted weight (the bias is shared) and N n router weights."""
+        experts = _whole(settings, "num_experts", self.defaults)
+        more = sum(la.count * la.inp * ((experts - 1) * la.out + experts) for la in table.layers)
+        return table.total + more
+
+    def flops_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
+        """The router, and k - 1 further products with a weight."""
+        top_k = _whole(settings, "top_k", self.defaults)
+        return 2 * inp * ((top_k - 1) * out + _whole(settings, "num_experts", self.defaults))
+
+
+class LoraTuner(Tuner):
+    """peft's own LoRA, with rsLoRA and DoRA as its variants. `alpha_over_r` is lora_alpha / r."""
+
+    defaults: ClassVar[dict[str, Any]] = {
+        **{"targets": "language", "alpha_over_r": 2.0, "dropout": 0.0, "use_rslora": False, "use_dora": False}
+    }
+
+    def count_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
+        """Two factors, r (m + n); DoRA trains a magnitude for each of the m outputs as well."""
+        return rank * (out + inp) + (out if settings.get("use_dora") else 0)
+
+    def peft_config(self, settings: dict[str, Any], pattern: str, seed: int) -> Any:
+        """A `peft.LoraConfig`."""
+        from peft import LoraConfig
+
+        alpha = settings.pop("alpha_over_r", 2.0) * settings["r"]
+        if alpha <= 0:
+            raise ValueError("alpha_over_r must be positive")
+        dropout = settings.pop("dropout", 0.0)
+        return LoraConfig(lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, **settings)
+
+
+class ExpertLoraTuner(Tuner):
+    """This project's tuner: low-rank experts, from N = 1 without a router (PiSSA) to routed spectral segments."""
+
+    defaults: ClassVar[dict[str, Any]] = {
+        **{"targets": "language", "num_experts": 8, "top_k": 2, "init": "spectral", "router": "topk"},
+        **{"scaling": "consistent", "scaling_rank": "total", "eta": 1.0, "rho": 10.0, "lora_alpha": None},
+        **{"residual": True, "dropout": 0.0, "balance_coefficient": 1e-3},
+        **{"alpha_over_r": None, "segment_start": None, "shared_a": False, "diagonal": False, "drop_minor": False},
+        **{"diagonal_penalty": 0.0, "orthogonal_penalty": 0.0},
+    }
+    later = frozenset(
+        {"alpha_over_r", "segment_start", "shared_a", "diagonal", "drop_minor", "diagonal_penalty"}
+        | {"orthogonal_penalty"}
+    )
+
+    def step(self, settings: Settings) -> int:
+        """N: every expert has the rank r / N."""
+        return _whole(settings, "num_experts", self.defaults)
+
+    def count_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
+        """A, B, router, threshold and diagonal; the frozen factors of the compensation are not trained."""
+        experts = self.step(settings)
+        router = settings.get("router", self.defaults["router"])
+        rows = rank // experts if settings.get("shared_a") else rank
+        rows += {"none": 0, "threshold": experts + 1}.get(router, experts)
+        return rank * out + rows * inp + (rank if settings.get("diagonal") else 0)
+
+    def flops_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
+        """The trained factors and, where there are any, the frozen ones: all experts are computed, then masked."""
+        own = self.defaults | dict(settings)
+        kept = own["drop_minor"] or (own["residual"] and own["init"] != "zero")
+        return 2 * (self.count_layer(settings, rank, out, inp) + (rank * (out + inp) if kept else 0))
+
+    def peft_config(self, settings: dict[str, Any], pattern: str, seed: int) -> Any:
+        """An `ExpertLoraConfig`."""
+        from medbench.adapters import ExpertLoraConfig
+
+        ratio = settings.pop("alpha_over_r", None)
+        if ratio is not None:
+            if settings.get("lora_alpha") is not None or settings.get("scaling") != "alpha":
+                raise ValueError("alpha_over_r is read by scaling alpha, and stands for lora_alpha; give one of them")
+            settings["lora_alpha"] = ratio * settings["r"]
+        return ExpertLoraConfig(target_modules=pattern, seed=seed, **settings)
+
+
+def _whole(settings: Settings, name: str, defaults: Settings) -> int:
+    value = settings.get(name, defaults[name])
+    if not isinstance(value, int) or value < 1:
+        raise RequestError(f"adapter.{name}={value!r}: must be a whole number of at least 1")
+    return value
+
+
+TUNERS: dict[str, Tuner] = {
+    "none": NoTuner(),
+    "full": FullTuner(),
+    "upcycle": UpcycleTuner(),
+    "lora": LoraTuner(),
+    "expert_lora": ExpertLoraTuner(),
+}
+
+
+@cache
+def third_party() -> dict[str, Tuner]:
+    """The tuners of installed packages, by the name of their entry point.
+
+    Raises:
+        RequestError: an entry point cannot be loaded, or is no subclass of `Tuner`.
+    """
+    found: dict[str, Tuner] = {}
+    for entry in entry_points(group="medbench.methods"):
+        if not entry.attr:
+            continue  # a package with a folder of YAML recipes: the catalogue reads those
+        try:
+            loaded = entry.load()
+        except Exception as error:
+            raise RequestError(f"entry point {entry.name} of {entry.group}: {entry.value} fails: {error}") from error
+        if not (isinstance(loaded, type) and issubclass(loaded, Tuner)):
+            raise RequestError(f"entry point {entry.name} of {entry.group}: {entry.value} is no medbench.Tuner")
+        if entry.name in TUNERS:
+            raise RequestError(f"entry point {entry.name} of {entry.group}: medbench has a tuner of this name")
+        tuner = found[entry.name] = loaded()
+        tuner.package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+    return found
+
+
+def get_tuner(name: str) -> Tuner:
+    """A tuner by name.
+
+    Raises:
+        RequestError: there is none; with near matches.
+    """
+    if name in TUNERS:
+        return TUNERS[name]
+    others = third_party()
+    if name not in others:
+        raise RequestError(f"unknown tuner {name!r}; {did_you_mean(name, [*TUNERS, *others])}")
+    return others[name]
