@@ -132,7 +132,7 @@ def allocate(
         return tuner.count(recipe.adapter, rank, table)
 
     if budget.kind in ("rank", "paper"):
-        rank = int(budget.value) if budget.kind == "rank" else method.paper_rank
+        rank = int(budget.value) if budget.kind == "rank" else recipe.paper_rank
         if rank is None:
             raise RequestError(f"method {method.name} has no rank in the paper; give --budget rank=R")
         if rank % step or not step <= rank <= largest:
@@ -142,19 +142,27 @@ def allocate(
             )
         # One rank is one count only for methods of one shape, so such rows carry no common budget.
         return Allocation(rank, count(rank), None, False)
-    wanted = _wanted(budget, table, reference)
+    wanted = wanted_parameters(budget, table, reference)
     limit = wanted * (1 + TOLERANCE) if budget.kind == "like" else wanted
-    fitting = [rank for rank in range(step, largest + 1, step) if count(rank) <= limit]
+    counts = {rank: count(rank) for rank in range(step, largest + 1, step)}
+    fitting = [rank for rank, trained in counts.items() if trained <= limit]
     if not fitting:
         raise RequestError(
             f"budget {budget.text()} is {round(wanted):,} parameters, below the smallest that method {method.name} "
-            f"can have: {count(step):,} at rank {step} (--budget {count(step)})"
+            f"can have: {counts[step]:,} at rank {step} (--budget {counts[step]})"
         )
-    rank = min(fitting, key=lambda r: abs(count(r) - wanted)) if budget.kind == "like" else fitting[-1]
-    return Allocation(rank, count(rank), count(rank) / wanted - 1, True)
+    rank = min(fitting, key=lambda r: abs(counts[r] - wanted)) if budget.kind == "like" else fitting[-1]
+    return Allocation(rank, counts[rank], counts[rank] / wanted - 1, True)
 
 
-def _wanted(budget: Budget, table: LayerTable, reference: Callable[[str], tuple[Method, Recipe, LayerTable]]) -> float:
+def wanted_parameters(
+    budget: Budget, table: LayerTable, reference: Callable[[str], tuple[Method, Recipe, LayerTable]]
+) -> float:
+    """How many parameters a budget of kind `like`, `count` or `percent` is; the arguments are those of `allocate`.
+
+    Raises:
+        RequestError: the method that `like=` names is unknown, has no rank at all, or not this one.
+    """
     if budget.kind == "count":
         return budget.value
     if budget.kind == "percent":

@@ -14,6 +14,7 @@ from medbench.catalog import Catalog
 from medbench.cli_data import data_app
 from medbench.cli_nano import nano_app
 from medbench.cli_options import DataRoot, Json, choice, print_json, split_names
+from medbench.cli_routes import routes
 from medbench.errors import RequestError
 from medbench.progress import speaks
 
@@ -206,16 +207,22 @@ def list_names(
 def budget(
     backbone: BackboneName = "nano-vl",
     method: Annotated[str, typer.Option(help="Methods, comma-separated, or all.")] = "all",
-    budget: Annotated[str | None, typer.Option(help="As for `run`.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="As for `run`; rows at the paper's ranks (paper) or at one rank (rank=R) do not compare."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the rank and the trainable parameters that each method gets of a budget."""
-    from medbench.listing import budget_rows, text_table
+    """Show what each method gets of a budget: rank, trainable parameters, their share, operations, memory.
+
+    A method that the budget does not fit is refused; with --method all its row says why.
+    """
+    from medbench.budget_table import budget_rows, budget_text
 
     catalog = Catalog()
     names = catalog.method_names() if method == "all" else split_names(method)
     rows = budget_rows(catalog, backbone, names, budget, strict=method != "all")
-    print_json(rows) if as_json else print(text_table(rows))
+    print_json(rows) if as_json else print(budget_text(rows, backbone, budget))
 
 
 @app.command()
@@ -267,3 +274,6 @@ def table(
         built = build_table(paths, names)
         frame, text = built.frame(), render(built, chosen)
     print_json(json.loads(frame.to_json(orient="records"))) if as_json else print(text, end="")
+
+
+app.command()(routes)

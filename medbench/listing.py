@@ -1,4 +1,4 @@
-"""Rows for `list`, `budget` and `data status`: plain mappings, without torch."""
+"""Rows for `list` and `data status`: plain mappings, without torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medbench.backbones.layers import LayerTable
 from medbench.backbones.registry import backbone_names, get_backbone
-from medbench.budget import allocate, count_parameters, parse_budget
 from medbench.catalog import Catalog
 from medbench.data.card import Card
 from medbench.data.load import locate
 from medbench.errors import RequestError
-from medbench.methods import Method, Recipe
-from medbench.plan import table_for
 from medbench.scoring import get_profile, profile_names
 
 Rows = list[dict[str, Any]]
@@ -114,51 +110,6 @@ LISTS: dict[str, Callable[[Catalog], Rows]] = {
     "backbones": backbone_rows,
     "profiles": profile_rows,
 }
-
-
-def budget_rows(catalog: Catalog, backbone_name: str, methods: Sequence[str], budget: str | None, strict: bool) -> Rows:
-    """What each method gets of a budget on a backbone.
-
-    Args:
-        catalog: where methods are looked up.
-        backbone_name: the backbone.
-        methods: their names.
-        budget: as for `run`.
-        strict: whether a method that the budget does not fit is an error; else its row says why.
-    """
-    backbone = get_backbone(backbone_name)
-    parsed = parse_budget(budget, backbone.default_rank)
-
-    def at_scale(name: str) -> tuple[Method, Recipe, LayerTable]:
-        method = catalog.method(name)
-        recipe = method.at(backbone.scale)
-        return method, recipe, table_for(backbone, str(recipe.adapter.get("targets", "language")))
-
-    rows: Rows = []
-    for name in methods:
-        method, recipe, layers = at_scale(name)
-        row: dict[str, Any] = {"method": name, "backbone": backbone.name}
-        try:
-            share = allocate(method, recipe, parsed, layers, at_scale)
-        except RequestError as error:
-            if strict:
-                raise
-            rows.append(row | {"rank": None, "trainable_parameters": None, "note": str(error)})
-            continue
-        row |= {
-            "rank": share.rank,
-            "experts": recipe.adapter.get("num_experts"),
-            "trainable_parameters": share.trainable,
-            "percent_of_model": 100 * share.trainable / layers.total,
-            "budget_distance": share.distance,
-            "comparable": share.comparable,
-            "optimiser_bytes": 8 * share.trainable,
-        }
-        if share.rank is not None:
-            low_rank = count_parameters("lora", {}, share.rank, layers)
-            row["router_parameters"] = share.trainable - low_rank
-        rows.append(row)
-    return rows
 
 
 def status_rows(catalog: Catalog, names: Sequence[str], data_root: Path | None) -> Rows:

@@ -15,7 +15,7 @@ from medbench.errors import RequestError, did_you_mean
 from medbench.tuners import Tuner, get_tuner
 
 #: Which recipe part holds for a backbone: its catalogue entry names one of these.
-Scale = Literal["nano", "vlm"]
+Scale = Literal["nano", "vlm", "clip"]
 
 
 class Training(BaseModel):
@@ -55,6 +55,7 @@ class Recipe(BaseModel):
 
     adapter: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    paper_rank: Annotated[int, Field(gt=0)] | None = None
 
 
 class Method(BaseModel):
@@ -65,8 +66,8 @@ class Method(BaseModel):
             `lora` (peft's), `expert_lora` (ours), `upcycle` (full-FT MoE), or a package's own.
         adapter: settings of the tuner; the rank comes from the budget.
         training: fields of `Training`.
-        scales: overrides of both by scale of backbone.
-        paper_rank: its total rank in the paper's VLM experiments, for `--budget paper`.
+        scales: overrides of all three by scale of backbone.
+        paper_rank: its total rank in the paper's experiments, for `--budget paper`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -129,8 +130,11 @@ class Method(BaseModel):
     def at(self, scale: Scale) -> Recipe:
         """The whole recipe for one scale of backbone: the tuner's defaults, the method's, that scale's overrides."""
         over = self.scales.get(scale, Recipe())
-        given = {**self.adapter, **over.adapter}
-        return Recipe(adapter=get_tuner(self.tuner).resolved(given), training={**self.training, **over.training})
+        return Recipe(
+            adapter=get_tuner(self.tuner).resolved({**self.adapter, **over.adapter}),
+            training={**self.training, **over.training},
+            paper_rank=over.paper_rank or self.paper_rank,
+        )
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -209,4 +213,4 @@ def apply_settings(method: Method, scale: Scale, settings: Mapping[str, Any]) ->
         # A batch size that was set alone: the micro batch follows, and never grows.
         training["micro_batch_size"] = math.gcd(batch, int(training.get("micro_batch_size", batch)))
     validated(Training, training, Path("--set training"))
-    return Recipe(adapter=tuner.resolved(adapter), training=training), rest
+    return recipe.model_copy(update={"adapter": tuner.resolved(adapter), "training": training}), rest

@@ -76,6 +76,7 @@ def resolve(request: Request, catalog: Catalog) -> Plan:
         RequestError: an unknown name, an impossible budget, a task that cannot be trained on, a bad setting.
     """
     backbone = get_backbone(request.backbone)
+    backbone.check_runnable()
     parse_budget(request.budget, backbone.default_rank)  # a bad one is refused whether a method uses it or not
     tested = _cards(request.tasks, catalog)
     if not tested:

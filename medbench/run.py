@@ -81,7 +81,7 @@ def check_adapter(spec: RunSpec) -> None:
     Raises:
         RequestError: the tuner refuses a setting.
     """
-    if spec.method.tuner != "adapter" and get_tuner(spec.method.tuner).ranked:
+    if spec.method.tuner not in ("adapter", "none") and not get_tuner(spec.method.tuner).trains_base:
         from medbench.backbones.adapt import adapter_config
 
         adapter_config(spec.method, "", spec.seed)

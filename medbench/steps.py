@@ -22,6 +22,8 @@ from medbench.inference.predict import Predictor, chunks
 from medbench.job import Data, Job
 from medbench.progress import progress_bar
 from medbench.results.environment import environment, peak_memory, reset_peak_memory
+from medbench.results.routes import part_path, write_part
+from medbench.routes import RoutedPredictor, router_of
 from medbench.spec import DataSpec, Stage
 from medbench.tuners import get_tuner
 from medbench.twin import borrow_fit
@@ -207,6 +209,7 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
     started = time.monotonic()
     reset_peak_memory(work.device)
     vlm = load_run_model(job, work)
+    router = router_of(vlm, job.spec.method)
     parts: list[tuple[DataSpec, int, Path]] = []
     encoded, cached = 0, True
     # Counted by one process that answers everything; otherwise the record does not say.
@@ -216,7 +219,11 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
         cut = chunks(items, job.spec.generation.batch_size)
         paths = [job.folder / "parts" / f"{test.task}-{n}-of-{len(cut)}.parquet" for n in range(len(cut))]
         parts += [(test, n, path) for n, path in enumerate(paths)]
-        predictor = Predictor(vlm, job.cards[test.task], job.spec.generation)
+        predictor = (
+            Predictor(vlm, job.cards[test.task], job.spec.generation)
+            if router is None
+            else RoutedPredictor(vlm, job.cards[test.task], job.spec.generation, router.log, test.split)
+        )
         with progress_bar(f"predict {test.task}") as advance:
             answered = 0
 
@@ -226,19 +233,24 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
                 advance(answered, total)
 
             for number, (chunk, path) in enumerate(zip(cut, paths, strict=True)):
-                if path.exists():
+                if path.exists() and (router is None or part_path(path).exists()):
                     counted = False
                     step(len(chunk))
                 elif number % work.state.num_processes == work.state.process_index:
                     rows = pd.DataFrame(predictor.predict(chunk, step))
                     rows.insert(0, "split", test.split)
                     rows.insert(0, "task", test.task)
+                    if isinstance(predictor, RoutedPredictor):
+                        write_part(path, predictor.use)  # first: answers without it are not done
                     write_parquet(path, rows)
         encoded += predictor.features.encoded
         cached = cached and predictor.features.cached
     work.wait()
     if work.is_first:
         table = pd.concat([read_parquet(path) for _, _, path in parts], ignore_index=True)
+        if router is not None:
+            answers = [[path for test, _, path in parts if test is tested] for tested in job.spec.tests]
+            router.write(job.folder, job.spec.tests, answers)
         write_parquet(job.folder / "predictions.parquet", table)
         job.finish(
             "predict",
@@ -260,6 +272,10 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
 
 
 def _total(vlm: Vlm, job: Job) -> int:
+    """Parameters of the unadapted model."""
+    fitted = job.step("fit")
+    if fitted is not None:
+        return int(fitted["parameters"]["total"])
     own = sum(p.numel() for p in vlm.model.parameters())
     if not hasattr(vlm.model, "peft_config"):
         return own

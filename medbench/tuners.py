@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from medbench.backbones.layers import LayerTable
+from medbench.backbones.layers import LayerTable, Published
 from medbench.errors import RequestError, did_you_mean
 
 Settings = Mapping[str, Any]
@@ -66,6 +67,14 @@ class Tuner:
     def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
         """Trainable parameters in all, exactly (a run whose modules have another number is refused)."""
         return sum(layer.count * self.count_layer(settings, rank, layer.out, layer.inp) for layer in table.layers)
+
+    def router_layer(self, settings: Settings, out: int, inp: int) -> int:
+        """How many of `count_layer`'s parameters choose among experts (router, threshold)."""
+        return 0
+
+    def count_published(self, settings: Settings, rank: int, about: Published) -> Fraction | None:
+        """Trainable parameters as papers count them on a backbone; None where no such formula is published."""
+        return None
 
     def flops_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
         """Floating point operations a token that one layer's forward pass costs more; 2 a multiplication and addition.
@@ -124,6 +133,14 @@ class NoTuner(Tuner):
         """0."""
         return 0
 
+    def count_published(self, settings: Settings, rank: int, about: Published) -> Fraction | None:
+        """0."""
+        return Fraction(0)
+
+    def flops_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
+        """0."""
+        return 0
+
 
 class FullTuner(Tuner):
     """Every weight of the backbone is trained."""
@@ -134,6 +151,14 @@ class FullTuner(Tuner):
     def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
         """All parameters."""
         return table.total
+
+    def count_published(self, settings: Settings, rank: int, about: Published) -> Fraction | None:
+        """All parameters."""
+        return Fraction(about.denominator)
+
+    def flops_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
+        """0: the same products with other weights."""
+        return 0
 
 
 class UpcycleTuner(Tuner):
@@ -151,6 +176,18 @@ class UpcycleTuner(Tuner):
         more = sum(la.count * la.inp * ((experts - 1) * la.out + experts) for la in table.layers)
         return table.total + more
 
+    def router_layer(self, settings: Settings, out: int, inp: int) -> int:
+        """One row a copy."""
+        return _whole(settings, "num_experts", self.defaults) * inp
+
+    def count_published(self, settings: Settings, rank: int, about: Published) -> Fraction | None:
+        """(12 N H^2 + 2 H + 9 H N) L on ViT-B and the rest: N - 1 copies and the routers more than there are."""
+        if about.weights is None:
+            return None
+        experts = _whole(settings, "num_experts", self.defaults)
+        more = (experts - 1) * about.weights * about.hidden**2 + experts * about.inputs * about.hidden
+        return about.denominator + about.depth * more
+
     def flops_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
         """The router, and k - 1 further products with a weight."""
         top_k = _whole(settings, "top_k", self.defaults)
@@ -167,6 +204,11 @@ class LoraTuner(Tuner):
     def count_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
         """Two factors, r (m + n); DoRA trains a magnitude for each of the m outputs as well."""
         return rank * (out + inp) + (out if settings.get("use_dora") else 0)
+
+    def count_published(self, settings: Settings, rank: int, about: Published) -> Fraction | None:
+        """18 H r L on ViT-B; of DoRA's magnitudes one a linear is counted, as published."""
+        more = about.linears if settings.get("use_dora") else 0
+        return about.depth * (rank * about.hidden * (about.inputs + about.outputs) + more)
 
     def peft_config(self, settings: dict[str, Any], pattern: str, seed: int) -> Any:
         """A `peft.LoraConfig`."""
@@ -200,11 +242,26 @@ class ExpertLoraTuner(Tuner):
 
     def count_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
         """A, B, router, threshold and diagonal; the frozen factors of the compensation are not trained."""
-        experts = self.step(settings)
-        router = settings.get("router", self.defaults["router"])
-        rows = rank // experts if settings.get("shared_a") else rank
-        rows += {"none": 0, "threshold": experts + 1}.get(router, experts)
+        rows = self._rows_of_a(settings, rank) + self._rows_of_router(settings)
         return rank * out + rows * inp + (rank if settings.get("diagonal") else 0)
+
+    def router_layer(self, settings: Settings, out: int, inp: int) -> int:
+        """One row an expert, and one for the threshold."""
+        return self._rows_of_router(settings) * inp
+
+    def count_published(self, settings: Settings, rank: int, about: Published) -> Fraction | None:
+        """(18 H r + 9 H N) L on ViT-B; a threshold 9 H L more, a shared A 9 H (r - r / N) L less; none of KaSA."""
+        if settings.get("diagonal"):
+            return None
+        rows = self._rows_of_a(settings, rank) + self._rows_of_router(settings)
+        return about.depth * about.hidden * (rank * about.outputs + rows * about.inputs)
+
+    def _rows_of_a(self, settings: Settings, rank: int) -> int:
+        return rank // self.step(settings) if settings.get("shared_a") else rank
+
+    def _rows_of_router(self, settings: Settings) -> int:
+        experts = self.step(settings)
+        return {"none": 0, "threshold": experts + 1}.get(settings.get("router", self.defaults["router"]), experts)
 
     def flops_layer(self, settings: Settings, rank: int, out: int, inp: int) -> int:
         """The trained factors and, where there are any, the frozen ones: all experts are computed, then masked."""
@@ -254,7 +311,8 @@ def third_party() -> dict[str, Tuner]:
         try:
             loaded = entry.load()
         except Exception as error:
-            raise RequestError(f"entry point {entry.name} of {entry.group}: {entry.value} fails: {error}") from error
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RequestError(f"entry point {entry.name} of {entry.group}: {entry.value} fails: {reason}") from error
         if not (isinstance(loaded, type) and issubclass(loaded, Tuner)):
             raise RequestError(f"entry point {entry.name} of {entry.group}: {entry.value} is no medbench.Tuner")
         if entry.name in TUNERS:

@@ -87,7 +87,8 @@ class RoutingLog:
     def _count(self, key: Key, weights: torch.Tensor, chosen: torch.Tensor) -> None:
         assert self.use is not None
         mask, experts = self._mask_of(weights), weights.shape[-1]
-        counts = torch.ones(weights.shape[:-1], device=weights.device) if mask is None else (mask != 0).float()
+        counts = torch.ones(weights.shape[:-1]) if mask is None else (mask != 0).float()
+        counts = counts.to(weights.device)
         counts, weights, chosen = counts.reshape(-1), weights.reshape(-1, experts), chosen.reshape(-1, experts)
         found = ExpertUse(
             counts.sum().long(), (counts @ chosen.to(counts.dtype)).long(), (counts @ weights.float()).double()

@@ -111,8 +111,8 @@ class ExpertLoraModel(BaseTuner):
         if isinstance(parent, nn.MultiheadAttention):
             # It reads `out_proj.weight` and never calls the module: an adapter there would do nothing.
             raise RequestError(
-                f"{current_key} belongs to nn.MultiheadAttention, which never calls it as a layer: split the "
-                "attention into linear layers first, or leave it out with exclude_modules"
+                f"{current_key} belongs to nn.MultiheadAttention, which never calls it as a layer: split it first with "
+                "medbench.adapters.attention.split_attention(model), or leave it out with exclude_modules"
             )
         try:
             if isinstance(target, ExpertLoraLayer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from medbench.errors import RequestError, did_you_mean
 
@@ -27,15 +28,49 @@ class Layers:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """The adapted linears of a backbone, and the parameters of the whole unadapted model."""
+    """The adapted linears of a backbone.
+
+    Attributes:
+        layers: the linears by name and shape.
+        total: parameters of the whole unadapted model.
+        tower: parameters of the tower (or towers) that these linears are in; None where it is not known.
+    """
 
     layers: tuple[Layers, ...]
     total: int
+    tower: int | None = None
 
     @property
     def smallest_side(self) -> int:
         """The smallest min(out, in): no adapter's rank can exceed it."""
         return min(min(layer.out, layer.inp) for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Published:
+    """How papers count adapters on a backbone: by formulas in H, L, r and N, over a denominator of their own.
+
+    Attributes:
+        targets: the target group that is meant.
+        hidden: H.
+        depth: L.
+        inputs: in_features of the adapted linears of one block, summed, in units of H.
+        outputs: their out_features, likewise.
+        linears: how many they are.
+        weights: their weights in units of H^2, for upcycling; None where no such formula is published.
+        denominator: the parameters that percentages are of.
+        source: where the convention is from.
+    """
+
+    targets: str
+    hidden: int
+    depth: int
+    inputs: Fraction
+    outputs: Fraction
+    linears: int
+    weights: Fraction | None
+    denominator: int
+    source: str
 
 
 def table_of(linears: Iterable[tuple[str, int, int]], pattern: str, total: int) -> LayerTable:
@@ -48,9 +83,14 @@ def table_of(linears: Iterable[tuple[str, int, int]], pattern: str, total: int) 
     counts: dict[tuple[str, int, int], int] = {}
     for name, out, inp in known:
         if re.fullmatch(pattern, name):
-            key = (re.sub(r"\d+", "*", name), out, inp)
+            key = (_numberless(name), out, inp)
             counts[key] = counts.get(key, 0) + 1
     if not counts:
-        shapes = {re.sub(r"\d+", "*", name) for name, _, _ in known}
+        shapes = {_numberless(name) for name, _, _ in known}
         raise RequestError(f"targets {pattern!r} match no linear layer; {did_you_mean(pattern, shapes)}")
     return LayerTable(tuple(Layers(*key, count) for key, count in counts.items()), total)
+
+
+def _numberless(name: str) -> str:
+    """The name with `*` for the numbers of layers; `fc1` stays."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

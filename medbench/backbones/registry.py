@@ -1,19 +1,21 @@
 """Which backbones there are, and their adapted layers as a table: without torch.
 
 A backbone is a name of this registry, a hub id or a local folder of any `AutoModelForImageTextToText` model. The
-shipped tables hold (layer pattern, out, in, count), so that a budget is arithmetic (design decision 4); for any
-other backbone the table is read off the model built on the meta device (`medbench.backbones.vlm`).
+shipped tables (`shapes/*.yaml`) hold (layer pattern, out, in, count), so that a budget is arithmetic (design decision
+4); for any other backbone the table is read off the model built on the meta device (`medbench.backbones.vlm`).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from medbench.backbones.layers import Layers, LayerTable
+from medbench.backbones.layers import Layers, LayerTable, Published
 from medbench.errors import RequestError, did_you_mean
 from medbench.files import digest, file_digest
 from medbench.hub import CONFIG_FILES, MODEL_FILES, is_hub_id, snapshot
@@ -22,6 +24,14 @@ from medbench.methods import Scale
 DEFAULT_BACKBONE = "nano-vl"
 _FOLDER = Path(__file__).parent
 _LINEARS = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+_RESBLOCK = r"transformer\.resblocks\.\d+\.(attn\.(q|k|v|out)_proj|mlp\.c_(fc|proj))"
+_BERT = r"(attention\.(self\.(query|key|value)|output\.dense)|(intermediate|output)\.dense)"
+
+#: Kinds of backbone that have a table but cannot be run, and why.
+_NOT_RUN = {
+    "clip": "classification backbones are not run yet",
+    "lm": "a language model sees no images",
+}
 
 #: Named target groups: architecture -> group -> regex over module names, as peft matches it (full match). A
 #: hybrid of both towers is written "language+vision". `default` serves architectures that are not listed.
@@ -33,6 +43,14 @@ TARGETS: dict[str, dict[str, str]] = {
     "qwen2_vl": {
         "language": rf"model\.language_model\.layers\.\d+\.{_LINEARS}",
         "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))",
+    },
+    "llama": {
+        "language": rf"model\.layers\.\d+\.{_LINEARS}",
+    },
+    # Both of open_clip's kinds of tower: its own, with nn.MultiheadAttention split in three; timm's and BERT.
+    "open_clip": {
+        "vision": rf"visual\.({_RESBLOCK}|trunk\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12]))",
+        "text": rf"(text\.)?{_RESBLOCK}|text\.transformer\.encoder\.layer\.\d+\.{_BERT}",
     },
     "default": {
         "language": rf"model\.language_model\.(model\.)?layers\.\d+\.{_LINEARS}",
@@ -47,11 +65,13 @@ class Backbone:
 
     Attributes:
         name: as asked for.
+        kind: `vlm`; of `clip` and `lm` there are tables only.
         source: hub id or folder that `from_pretrained` takes.
         scale: which part of a method's recipe holds.
         default_rank: total rank of the default budget.
         tables: shipped layer tables by target group; empty when the model itself must be asked.
         pretrained_on: data sets (as cards name them) that it is known to be pretrained on.
+        published: how papers count on it, if they do.
     """
 
     name: str
@@ -63,6 +83,23 @@ class Backbone:
     description: str
     tables: dict[str, LayerTable]
     pretrained_on: tuple[str, ...] = ()
+    published: Published | None = None
+
+    @property
+    def default_targets(self) -> str:
+        """The target group that is meant where a method names none: the first of the shipped tables."""
+        return next(iter(self.tables), "language")
+
+    def check_runnable(self) -> None:
+        """Refuses what has a table only.
+
+        Raises:
+            RequestError: says why, and what there is.
+        """
+        if self.kind in _NOT_RUN:
+            raise RequestError(
+                f"backbone {self.name}: {_NOT_RUN[self.kind]}; it is here for `medbench budget --backbone {self.name}`"
+            )
 
     @property
     def is_local(self) -> bool:
@@ -120,11 +157,10 @@ def get_backbone(name: str) -> Backbone:
 
 def _shipped(name: str) -> Backbone:
     content = yaml.safe_load((_FOLDER / "shapes" / f"{name}.yaml").read_text(encoding="utf-8"))
-    total = content["total_parameters"]
-    tables = {
-        group: LayerTable(tuple(Layers(r["pattern"], r["out"], r["in"], r["count"]) for r in rows), total)
-        for group, rows in content["targets"].items()
-    }
+    tables = {}
+    for group, rows in content["targets"].items():
+        layers = tuple(Layers(row["pattern"], row["out"], row["in"], row["count"]) for row in rows)
+        tables[group] = LayerTable(layers, content["total_parameters"], content["towers"][group])
     source = content["source"]
     if source.startswith("packaged:"):
         source = str(_FOLDER / source.removeprefix("packaged:"))
@@ -138,7 +174,17 @@ def _shipped(name: str) -> Backbone:
         content["description"],
         tables,
         tuple(content.get("pretrained_on", ())),
+        _published(content.get("published")),
     )
+
+
+def _published(content: dict[str, Any] | None) -> Published | None:
+    """The block `published` of a shape file; its ratios are whole numbers or fractions like 20/3."""
+    if content is None:
+        return None
+    weights = content.get("weights")
+    ratios = {"inputs": Fraction(content["inputs"]), "outputs": Fraction(content["outputs"])}
+    return Published(**content | ratios | {"weights": None if weights is None else Fraction(weights)})
 
 
 def target_pattern(architecture: str | None, targets: str) -> str:
@@ -162,9 +208,20 @@ def target_pattern(architecture: str | None, targets: str) -> str:
 
 
 def shipped_table(backbone: Backbone, targets: str) -> LayerTable | None:
-    """The shipped layer table of named target groups, or None when the model itself must be asked."""
+    """The shipped layer table of named target groups, or None when the model itself must be asked.
+
+    Raises:
+        RequestError: the backbone has tables only, and none of these targets.
+    """
     parts = list(dict.fromkeys(targets.split("+")))
-    if not backbone.tables or not all(part in backbone.tables for part in parts):
+    tables = backbone.tables
+    if not tables or not all(part in tables for part in parts):
+        if backbone.kind in _NOT_RUN:
+            raise RequestError(
+                f"backbone {backbone.name} has no targets {targets!r}; it has {', '.join(tables)} "
+                f"(a recipe names its own for such backbones: scales.{backbone.scale}.adapter.targets)"
+            )
         return None
-    layers = tuple(layer for part in parts for layer in backbone.tables[part].layers)
-    return LayerTable(layers, backbone.tables[parts[0]].total)
+    layers = tuple(layer for part in parts for layer in tables[part].layers)
+    tower = sum(tables[part].tower or 0 for part in parts) or None
+    return LayerTable(layers, tables[parts[0]].total, tower)

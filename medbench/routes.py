@@ -1,0 +1,106 @@
+"""Counts what the routers do while a run's questions are answered (see `medbench.results.routes`).
+
+Only what the model is given counts, each prompt once: no padding, no generated token, and not the forwards that find
+the likelihoods of candidate answers. The counting is one small matrix product a layer and prompt batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medbench.adapters.layer import ExpertLoraLayer
+from medbench.adapters.log import RoutingLog, collected_use, uncollected
+from medbench.adapters.spectrum import segment_starts
+from medbench.backbones.vlm import Vlm
+from medbench.data.card import Card
+from medbench.data.item import Item
+from medbench.inference.predict import Prediction, Predictor
+from medbench.results.routes import LayerUse, Routes, Segments, TaskUse, merge_parts, write_routes
+from medbench.spec import DataSpec, Generation, MethodSpec
+
+
+@dataclass(frozen=True)
+class Router:
+    """The routers of a loaded model.
+
+    Attributes:
+        log: what its layers write to.
+        experts: N.
+        kind: `topk`, `softmax` or `threshold`.
+        top_k: k.
+        segments: where the experts started, see `Routes`.
+    """
+
+    log: RoutingLog
+    experts: int
+    kind: str
+    top_k: int
+    segments: Segments | None = None
+
+    def write(self, folder: Path, tests: Sequence[DataSpec], answers: Sequence[Sequence[Path]]) -> None:
+        """Adds the counts of all chunks up and writes `routes.json`.
+
+        Args:
+            folder: of the run.
+            tests: in the run's order.
+            answers: for each of them, the files of its chunks' answers, in order.
+        """
+        tasks = {test.task: merge_parts(paths) for test, paths in zip(tests, answers, strict=True)}
+        write_routes(folder, Routes(self.experts, self.kind, self.top_k, self.segments, tasks))
+
+
+def router_of(vlm: Vlm, method: MethodSpec) -> Router | None:
+    """The routers of a model that a run is tested with; None where it has none."""
+    log = getattr(vlm.model, "routing_log", None)  # a `PeftModel` hands this on to its tuner
+    if not isinstance(log, RoutingLog):
+        return None
+    if method.tuner == "upcycle":
+        return Router(log, method.adapter["num_experts"], "topk", method.adapter["top_k"])
+    (adapter_name,) = vlm.model.active_adapters
+    config = vlm.model.peft_config[adapter_name]
+    if getattr(config, "router", "none") == "none":
+        return None
+    segments = None
+    if config.init != "zero":
+        found = {m.name: m for m in vlm.model.modules() if isinstance(m, ExpertLoraLayer)}
+        values = {name: min(m.in_features, m.out_features) for name, m in found.items()}
+        rank = config.expert_rank
+        starts = {
+            h: tuple(segment_starts(config.init, h, config.num_experts, rank, config.seed))
+            for h in sorted(set(values.values()))
+        }
+        segments = Segments(config.init, rank, values, starts)
+    return Router(log, config.num_experts, config.router, config.top_k, segments)
+
+
+class RoutedPredictor(Predictor):
+    """A predictor that also counts; `use` is what the last chunk's questions used."""
+
+    use: TaskUse
+
+    def __init__(self, vlm: Vlm, card: Card, generation: Generation, log: RoutingLog, split: str):
+        """Args: as for `Predictor`; what the model's routers write to; the split that is answered."""
+        super().__init__(vlm, card, generation)
+        self.log, self.split = log, split
+
+    def predict(self, items: Sequence[Item], step: Callable[[int], None]) -> list[Prediction]:
+        """As `Predictor.predict`."""
+        with collected_use(self.log) as use:
+            rows = super().predict(items, step)
+        layers = {layer: _plain(found.tokens, found.slots, found.mass) for (layer, _), found in use.items()}
+        tokens = next(reversed(layers.values())).tokens if layers else 0
+        self.use = TaskUse(self.split, len(items), tokens, layers)
+        return rows
+
+    def _loglikelihoods(self, *args: Any) -> list[list[float]]:
+        with uncollected(self.log):  # they read the prompts again
+            return super()._loglikelihoods(*args)
+
+
+def _plain(tokens: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor) -> LayerUse:
+    return LayerUse(int(tokens), tuple(slots.tolist()), tuple(mass.tolist()))
