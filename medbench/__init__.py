@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from medbench.scoring.stats import estimate_metrics as estimate_metrics
     from medbench.spec import RunSpec as RunSpec
     from medbench.spec import load_spec as load_spec
-    from medbench.tuners import Tuner as Tuner
+    from medbench.tuner import Tuner as Tuner
 
 _PUBLIC = {
     "Backbone": "backbones.registry",
@@ -61,7 +61,7 @@ _PUBLIC = {
     "RequestError": "errors",
     "RunSpec": "spec",
     "Training": "methods",
-    "Tuner": "tuners",
+    "Tuner": "tuner",
     "WorkError": "errors",
     "allocate": "budget",
     "build_table": "results.tables",

@@ -17,7 +17,8 @@ from medbench.errors import RequestError
 from medbench.listing import Rows, text_table
 from medbench.methods import Method, Recipe
 from medbench.plan import table_for
-from medbench.tuners import Tuner, get_tuner
+from medbench.tuner import Tuner
+from medbench.tuners import get_tuner
 
 #: AdamW keeps two float32 moments of every trained parameter.
 _ADAMW_BYTES = 8

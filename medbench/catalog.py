@@ -151,6 +151,8 @@ class Catalog:
     """Everything that has a name. `Catalog()` reads `medbench.toml` of the working folder."""
 
     settings: Settings = field(default_factory=lambda: Settings.read(Path.cwd()))
+    # Looking through everything that is installed takes a while, so it is done once.
+    _known: dict[Kind, list[Path]] = field(default_factory=dict, init=False, repr=False)
 
     def paths(self, kind: Kind) -> dict[str, Path]:
         """Name -> YAML file, for tasks or methods."""
@@ -171,11 +173,11 @@ class Catalog:
         return found
 
     def _folders(self, kind: Kind) -> list[Path]:
-        folders = list(getattr(self.settings, kind))
-        for entry in entry_points(group=f"medbench.{kind}"):
-            if not entry.attr:  # else a class (`medbench.tuners.third_party`)
-                folders.append(_entry_folder(entry))
-        return [*folders, packaged(_FOLDERS[kind])]
+        if kind not in self._known:
+            entries = [entry for entry in entry_points(group=f"medbench.{kind}") if not entry.attr]  # else a class
+            own: tuple[Path, ...] = getattr(self.settings, kind)
+            self._known[kind] = [*own, *map(_entry_folder, entries), packaged(_FOLDERS[kind])]
+        return self._known[kind]
 
     def task(self, name: str) -> Card:
         """The card of a task, by name or path."""

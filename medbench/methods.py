@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medbench.data.card import validated
 from medbench.errors import RequestError, did_you_mean
-from medbench.tuners import Tuner, get_tuner
+from medbench.tuner import Tuner
+from medbench.tuners import get_tuner
 
 #: Which recipe part holds for a backbone: its catalogue entry names one of these.
 Scale = Literal["nano", "vlm", "clip"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,12 @@ def plot_routes(found: dict[str, Any], out: Path, name: str) -> list[Path]:
             values,
             cmap="PuOr" if difference else "viridis",
             norm=Normalize(-limit, limit) if difference else shares,
-            rasterized=values.size > 4000,
+            rasterized=values.size > 1000,
         )
         _label(body, layers, column == 0, found, n)
         drawn.append((image, body))
     _colour_bars(figure, drawn, found, len(maps) == 2)
-    figure.suptitle(_title(found), fontsize=10)
+    figure.suptitle(fill(_title(found), int(11 * size[0])), fontsize=10)
     return save(figure, out, name)
 
 
@@ -112,7 +113,7 @@ def _label(axes: Any, layers: Sequence[str], named: bool, found: dict[str, Any],
     few = n <= 16
     axes.set_xticks(np.arange(n) + 0.5, [f"E{j}\n{w}".strip() if few else str(j) for j, w in enumerate(words)])
     if n > 10:
-        axes.tick_params(axis="x", labelsize=5)
+        axes.tick_params(axis="x", labelsize=5.5)
     names = [layer_name(layer) for layer in layers]
     if named and len(names) <= _NAMED_ROWS:
         axes.set_yticks(np.arange(len(names)) + 0.5, [name.kind for name in names])
@@ -135,13 +136,14 @@ def _label(axes: Any, layers: Sequence[str], named: bool, found: dict[str, Any],
 def _colour_bars(figure: Any, drawn: Sequence[tuple[Any, Any]], found: dict[str, Any], difference: bool) -> None:
     shared = drawn[:-1] if difference else drawn
     balanced = 100 * found["balanced"]
-    bar = figure.colorbar(shared[-1][0], ax=[axes for _, axes in shared], aspect=30, pad=0.02)
+    slim = {"aspect": figure.get_figheight() / 0.2, "pad": 0.02}
+    bar = figure.colorbar(shared[-1][0], ax=[axes for _, axes in shared], **slim)
     bar.set_label(f"share of {found['measure']} (%)", fontsize=8)
     bar.ax.axhline(balanced, color="white", linewidth=1.8)
     bar.ax.tick_params(labelsize=7)
     bar.ax.text(-0.25, balanced, "balanced", rotation=90, ha="right", va="center", fontsize=7)
     if difference:
-        other = figure.colorbar(drawn[-1][0], ax=drawn[-1][1], aspect=30, pad=0.04)
+        other = figure.colorbar(drawn[-1][0], ax=drawn[-1][1], **slim)
         other.set_label("difference (percentage points)", fontsize=8)
         other.ax.tick_params(labelsize=7)
 

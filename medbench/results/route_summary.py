@@ -148,9 +148,10 @@ def summary(folder: Path) -> dict[str, Any]:
         tasks, and `consistency`: the Jensen-Shannon distances of every two tasks.
 
         `segments` is None, or init, rank, `values` by layer, `starts` by number of values, `words`, and the
-        `mean_start` of balanced use. A task has split, questions, tokens, experts_per_token (mean over the
-        layers, as all that follow), share [N], entropy, mean_start (where in the spectrum the experts start that it uses, 0 first to 1 last; None without
-        segments), groups (matrix -> share, most_used) and layers (name -> tokens, slots, mass, share, entropy).
+        `mean_start` of balanced use. A task has split, questions, tokens; as means over the layers experts_per_token,
+        share [N], entropy, mean_start (where in the spectrum the experts start that it uses, 0 first to 1 last; None
+        without segments); groups (matrix -> share, most_used) and layers (name -> tokens, slots, mass, share,
+        entropy).
 
     Raises:
         MedbenchError: see `read_routes`.
