@@ -66,6 +66,14 @@ class UpcycleTuner(Tuner):
     ranked = False
     trains_base = True
 
+    def resolved(self, given: Settings) -> dict[str, Any]:
+        """As for every tuner; there must be k copies to choose from."""
+        settings = super().resolved(given)
+        experts, top_k = (_whole(settings, name, settings) for name in ("num_experts", "top_k"))
+        if top_k > experts:
+            raise RequestError(f"adapter.top_k={top_k} is more than adapter.num_experts={experts}")
+        return settings
+
     def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
         """The whole model, N - 1 further copies of each adapted weight (the bias is shared) and N n router weights."""
         experts = _whole(settings, "num_experts", self.defaults)

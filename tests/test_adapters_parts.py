@@ -12,7 +12,7 @@ from torch import nn
 
 from medbench.adapters import ExpertLoraConfig
 from medbench.adapters.routing import balance_loss, chosen_experts, gates
-from medbench.adapters.spectrum import balanced_factors, segment_factors, segment_starts
+from medbench.adapters.spectrum import segment_factors, segment_starts
 from medbench.errors import RequestError
 
 
@@ -110,25 +110,6 @@ def test_random_starts_fit_never_overlap_and_follow_the_seed(h, experts, d):
         assert len({tuple(starts) for starts in drawn}) > 1
 
 
-@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (30, 30)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("init", ["spectral", "minor", "random"])
-def test_segment_products_are_those_of_a_float64_svd(shape, dtype, init):
-    # condition 1e6: a float32 decomposition loses the minor segments of such a weight
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.linalg.qr(torch.randn(n, min(shape), generator=generator).double())[0] for n in shape)
-    weight = ((left * torch.logspace(0, -6, min(shape), dtype=torch.float64)) @ right.T).to(dtype)
-    starts = segment_starts(init, min(shape), 4, 3, seed=1)
-    scale, rho = 3.0, 10.0
-    a, b = balanced_factors(segment_factors(weight, starts, 3), scale, rho)
-    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
-    for i, start in enumerate(starts):
-        part = slice(start, start + 3)
-        expected = (u[:, part] * s[part]) @ vt[part] / rho
-        product = scale * b[:, i].float() @ a[i].float()
-        assert (product - expected).norm() <= 1e-5 * expected.norm()
-
-
 def test_factors_do_not_depend_on_the_signs_the_svd_happens_to_return():
     weight = torch.randn(12, 9, generator=torch.Generator().manual_seed(2))
     one, other = segment_factors(weight, [0, 4], 2), segment_factors(-weight, [0, 4], 2)
@@ -162,31 +143,44 @@ def test_topk_gates_are_the_renormalised_softmax():
     torch.testing.assert_close(gates(logits, 3, "softmax")[0], full)
 
 
+def routed(logits: torch.Tensor, k: int, router: str) -> torch.Tensor:
+    """The chosen experts; of 'threshold' those above half of 1 / N."""
+    return gates(logits, k, router, torch.zeros(*logits.shape[:-1], 1))[1]
+
+
+@pytest.mark.parametrize("router", ["topk", "threshold"])
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_balance_loss_is_one_when_balanced_and_n_over_k_when_collapsed(k):
+def test_balance_loss_is_one_when_balanced_and_n_over_k_when_collapsed(k, router):
     rows = torch.eye(8) * 50.0  # token j prefers experts j .. j + k - 1, all alike
     balanced = sum(rows.roll(shift, dims=1) for shift in range(k))
-    assert balance_loss(balanced, chosen_experts(balanced, k, "topk")).item() == pytest.approx(1.0, rel=1e-5)
+    chosen = routed(balanced, k, router)
+    assert chosen.sum(-1).tolist() == [k] * 8
+    assert balance_loss(balanced, chosen).item() == pytest.approx(1.0, rel=1e-5)
     collapsed = balanced[:1].expand(8, 8)
-    loss = balance_loss(collapsed, chosen_experts(collapsed, k, "topk"))
-    assert loss.item() == pytest.approx(8 / k, rel=1e-5)
+    assert balance_loss(collapsed, routed(collapsed, k, router)).item() == pytest.approx(8 / k, rel=1e-5)
 
 
-def test_padding_does_not_count():
+@pytest.mark.parametrize("router", ["topk", "softmax", "threshold"])
+def test_padding_does_not_count(router):
     logits = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(1))
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]])
-    chosen = chosen_experts(logits, 2, "topk")
-    kept = mask.bool()
+    chosen, kept = routed(logits, 2, router), mask.bool()
     expected = balance_loss(logits[kept], chosen[kept])
     torch.testing.assert_close(balance_loss(logits, chosen, mask), expected)
-    assert abs(balance_loss(logits, chosen) - expected) > 1e-4
+    if router == "softmax":
+        assert expected.item() == pytest.approx(1)  # every expert gets every token
+    else:
+        assert abs(balance_loss(logits, chosen) - expected) > 1e-4
     assert balance_loss(logits, chosen, torch.zeros(2, 6)).item() == 0
 
 
-def test_gradient_reaches_the_router_through_the_mean_probability_only():
+@pytest.mark.parametrize("router", ["topk", "threshold"])
+def test_gradient_reaches_the_router_through_the_mean_probability_only(router):
     logits = torch.randn(20, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    chosen = chosen_experts(logits, 2, "topk")
-    (grad,) = torch.autograd.grad(balance_loss(logits, chosen), logits)
+    threshold = torch.zeros(20, 1, requires_grad=True)
+    _, chosen = gates(logits, 2, router, threshold)
+    grad, none = torch.autograd.grad(balance_loss(logits, chosen), (logits, threshold), allow_unused=True)
+    assert none is None  # the threshold decides the shares, which carry no gradient
     share = chosen.float().sum(0) / chosen.sum()
     (expected,) = torch.autograd.grad(8 * (share * logits.softmax(-1).mean(0)).sum(), logits)
     torch.testing.assert_close(grad, expected)

@@ -130,9 +130,9 @@ def test_a_broken_card_names_file_and_field(toy: Toy, path: str, value: Any, mes
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("tuner", "lorra", "tuner: Input should be 'none', 'full', 'lora'"),
+        ("tuner", "lorra", "unknown tuner 'lorra'; did you mean lora"),
         ("adapter.r", 8, r"adapter\.r comes from the budget; remove it"),
-        ("adapter.alpha_over_n", 2, r"adapter\.alpha_over_n is no setting of tuner lora; did you mean alpha_over_r"),
+        ("adapter.alpha_over_n", 2, r"adapter\.alpha_over_n is no setting of this tuner; did you mean alpha_over_r"),
         ("adapter.dropout", float("inf"), r"adapter\.dropout should be a finite number, found inf"),
         ("training.lr", -1, "lr: Input should be greater than 0"),
         ("training.lr", float("inf"), "lr: Input should be a finite number"),

@@ -157,12 +157,13 @@ def test_disabled_it_is_the_base_bit_for_bit(trained: Trained) -> None:
 
 @pytest.fixture(scope="module")
 def partners(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[Path, torch.Tensor]]:
-    """Plain LoRA, peft's and ours, for every model: where it is stored, and its output on a base of its own."""
-    stored = {}
+    """Plain LoRA on some layers, peft's and ours: where it is stored, and its output on a base of its own."""
+    stored, some = {}, {"targets": r".*\.(q_proj|v_proj|qkv)"}
     for kind in KINDS:
-        for tuner, case in {"lora": build("lora", kind), "expert_lora": build("pissa", kind, init="zero")}.items():
+        lora, ours = build("lora", kind, **some), build("pissa", kind, init="zero", **some)
+        for case in (lora, ours):
             folder = save(perturb(case), tmp_path_factory.mktemp("partner"))
-            stored[tuner, kind] = folder, case.output()
+            stored[case.spec.tuner, kind] = folder, case.output()
     return stored
 
 
@@ -178,6 +179,7 @@ def test_adapters_on_one_base_do_not_disturb_each_other(
         assert torch.equal(case.output(), trained.output)
         case.model.set_adapter(name)
         assert torch.equal(case.output(), alone)
+        assert all(name in parameter.split(".") for parameter in case.trained)
         assert not torch.equal(alone, trained.output)
         case.model.set_adapter("default")
     for name in others:
@@ -190,7 +192,7 @@ def test_adapters_on_one_base_do_not_disturb_each_other(
 def test_adapters_of_two_tuners_on_one_base_are_refused(method: str) -> None:
     case = build(method, "llama")
     with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
-        case.model.add_adapter("lora", LoraConfig(target_modules=KINDS["llama"].pattern))
+        case.model.add_adapter("other", LoraConfig(target_modules=KINDS["llama"].pattern))
 
 
 @over(ADAPTERS)

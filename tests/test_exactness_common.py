@@ -61,7 +61,7 @@ class Tower(nn.Module):
 
 def _nano_vlm() -> nn.Module:
     tokenizer: Any = SimpleNamespace(convert_tokens_to_ids=SPECIAL_TOKENS.index)
-    size = Size(48, 32, 64, 1, 2, 2, 32, 64, 2, 2, 56)
+    size = Size(48, 32, 64, 1, 2, 2, 32, 64, 1, 2, 56)
     return Qwen2_5_VLForConditionalGeneration(build_config(size, tokenizer))
 
 
@@ -129,7 +129,10 @@ class Kind:
 @cache
 def _base(kind: Kind, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
-    return kind.build().to(dtype).eval().requires_grad_(False)
+    model = kind.build().eval().requires_grad_(False)
+    for parameter in model.parameters():  # not the buffers: as `from_pretrained` does, which keeps rotations precise
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 KINDS = {
@@ -206,7 +209,7 @@ def build(method: str, kind: str, seed: int = 3, dtype: torch.dtype = torch.floa
     recipe = METHODS[method].at("nano")
     settings = {**recipe.adapter, **changes}
     if settings:
-        settings["targets"] = KINDS[kind].targets
+        settings["targets"] = changes.get("targets", KINDS[kind].targets)
     if get_tuner(METHODS[method].tuner).ranked:
         settings["r"] = RANK
     vlm = Vlm(KINDS[kind].base(dtype), None, torch.device("cpu"))
@@ -286,4 +289,5 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """|one - other| / |other|, in float64."""
-    return float((one.double() - other.double()).norm() / other.double().norm())
+    one, other = one.detach().double(), other.detach().double()
+    return float((one - other).norm() / other.norm())

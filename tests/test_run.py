@@ -58,7 +58,8 @@ def predictions(folder: Path) -> pd.DataFrame:
 def test_a_run_folder_holds_its_artefacts_and_nothing_else(finished: Finished, method: str) -> None:
     folder = finished(method)
     names = {p.name for p in folder.iterdir()} - {".lock"}
-    assert names == FILES | ({"adapter"} if method != "none" else set())
+    kept = {"none": set(), "spectral_moe": {"adapter", "routes.json"}}.get(method, {"adapter"})
+    assert names == FILES | kept
     files = [p.name for p in (folder / "adapter").rglob("*")]
     assert {Path(name).suffix for name in files} <= {".safetensors", ".json"}
     assert sum(name.endswith(".safetensors") for name in files) == (method != "none")

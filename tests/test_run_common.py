@@ -93,7 +93,9 @@ def fitted(
     """Trains one stage in this process."""
     training = Training(**{"lr": 0.01, "batch_size": 8, "micro_batch_size": 8, "warmup": 0.0, **settings})
     nothing = lambda done, total: None  # noqa: E731
-    return fit_stage(vlm, [data], [1.0], training, 0, torch.float32, balance, folder, Runtime(CPU), progress or nothing)
+    loss = getattr(vlm.model.base_model, "balance_loss", None)
+    penalty = (lambda: balance * loss()) if balance and loss else None
+    return fit_stage(vlm, [data], [1.0], training, 0, torch.float32, penalty, folder, Runtime(CPU), progress or nothing)
 
 
 def trained_tensors(vlm: Vlm) -> dict[str, torch.Tensor]:

@@ -4,7 +4,9 @@ Afterwards `peft.get_peft_model(model, ExpertLoraConfig(...))` and `peft.PeftMod
 folder)` work as for any method of peft's own.
 """
 
+from medbench.adapters.attention import split_attention
 from medbench.adapters.config import ExpertLoraConfig
+from medbench.adapters.decomposition_cache import decomposition_cache
 from medbench.adapters.layer import ExpertLoraLayer
 from medbench.adapters.load import load_adapter_strict
 from medbench.adapters.model import ExpertLoraModel
@@ -12,4 +14,12 @@ from medbench.adapters.register import register
 
 register()
 
-__all__ = ["ExpertLoraConfig", "ExpertLoraLayer", "ExpertLoraModel", "load_adapter_strict", "register"]
+__all__ = [
+    "ExpertLoraConfig",
+    "ExpertLoraLayer",
+    "ExpertLoraModel",
+    "decomposition_cache",
+    "load_adapter_strict",
+    "register",
+    "split_attention",
+]

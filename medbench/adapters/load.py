@@ -44,7 +44,7 @@ def load_adapter_strict(
             f"only {', '.join(pickled)}; pickled weights are not loaded, save them as safetensors" if pickled else ""
         )
         raise RequestError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}{': ' + found if found else ''}")
-    stored = _stored_shapes(weights)
+    stored = stored_shapes(weights)
 
     config = _read_config(folder)
     config.inference_mode = not is_trainable
@@ -56,16 +56,16 @@ def load_adapter_strict(
         except RuntimeError as error:
             # torch lists every tensor whose shape differs on a line of its own
             lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-            raise WorkError(f"{weights} does not fit the model: {_first(lines) or error}") from error
+            raise WorkError(f"{weights} does not fit the model: {first_names(lines) or error}") from error
         except KeyError as error:
             raise WorkError(f"{weights} lacks {error.args[0]}") from error
         missing, unexpected = list(result.missing_keys), list(result.unexpected_keys)
         if missing:
-            raise WorkError(f"{weights} lacks {len(missing)} tensors of the adapter: {_first(missing)}")
+            raise WorkError(f"{weights} lacks {len(missing)} tensors of the adapter: {first_names(missing)}")
         if unexpected:
             raise WorkError(
                 f"{weights} holds {len(unexpected)} of {len(stored)} tensors that the model has no place "
-                f"for: {_first(unexpected)}"
+                f"for: {first_names(unexpected)}"
             )
     except WorkError:
         unload = getattr(peft_model, "unload", None)
@@ -75,7 +75,7 @@ def load_adapter_strict(
     return peft_model
 
 
-def _stored_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a safetensors file; a `WorkError` when it is truncated or damaged."""
     try:
         with safe_open(weights, framework="pt") as file:
@@ -93,7 +93,7 @@ def _read_config(folder: Path) -> PeftConfig:
         raise WorkError(f"{folder / CONFIG_NAME} cannot be read: {error}") from error
 
 
-def _first(names: list[str], count: int = 3) -> str:
+def first_names(names: list[str], count: int = 3) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

@@ -37,7 +37,8 @@ class RoutingLog:
 
     Attributes:
         token_mask: [B, T], non-zero where a token is no padding; None when unknown.
-        continues: whether the model was given fewer tokens than its mask has: the next ones of a generation.
+        continues: whether the model goes on with a generation: its cache holds tokens, or its mask has more than it
+            is given (`generate` leaves the mask out where nothing is padded).
         losses: L_b of the last training-mode forward, by layer and adapter.
         use: expert use by layer and adapter while it is collected, else None.
     """
@@ -56,11 +57,19 @@ class RoutingLog:
         self.losses.clear()
         mask = kwargs.get("attention_mask")
         self.token_mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        self.continues = self._holds_tokens(kwargs.get("past_key_values")) or self._lacks_tokens(args, kwargs)
+
+    @staticmethod
+    def _holds_tokens(cache: Any) -> bool:
+        length = getattr(cache, "get_seq_length", None)
+        return length is not None and int(length()) > 0
+
+    def _lacks_tokens(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         # Of the model's own input, not of a layer's: a vision tower's patches can be fewer than the tokens.
         names = [name for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None]
         given = kwargs[names[0]] if names else next(iter(args), None)
         length = given.shape[1] if isinstance(given, torch.Tensor) and given.ndim > 1 else None
-        self.continues = self.token_mask is not None and length is not None and length < self.token_mask.shape[1]
+        return self.token_mask is not None and length is not None and length < self.token_mask.shape[1]
 
     def record(
         self, key: Key, logits: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, training: bool
@@ -102,6 +111,12 @@ class RoutingLog:
         """Mean over the layers of the last forward's L_b, of one adapter or of all; None where there is none."""
         losses = [loss for (_, name), loss in self.losses.items() if adapter in (None, name)]
         return torch.stack([loss.to(losses[0].device) for loss in losses]).mean() if losses else None
+
+    def take_balance(self) -> torch.Tensor | float:
+        """`balance()`, or 0 where there is none; the losses are then forgotten."""
+        loss = self.balance()
+        self.losses.clear()
+        return 0.0 if loss is None else loss
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from medbench.adapters.load import _first, _stored_shapes
+from medbench.adapters.load import first_names, stored_shapes
 from medbench.adapters.log import RoutingLog
 from medbench.adapters.routing import gates
 from medbench.errors import RequestError, WorkError, did_you_mean
@@ -245,11 +245,13 @@ def load_upcycled(model: nn.Module, folder: str | Path) -> RoutingLog:
         raise RequestError(f"{folder} is no upcycled model: it holds no {WEIGHTS}")
     if layers_of(model) or any(tensor.is_meta for tensor in _tensors(model).values()):
         raise RequestError("an upcycled model is loaded into a plain backbone that has its weights; load that first")
-    stored = _stored_shapes(weights)
+    stored = stored_shapes(weights)
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     absent = [name for name in about["layers"] if name not in linears]
     if absent:
-        raise WorkError(f"{folder / ABOUT}: the backbone has no linear layer {_first(absent)}; is it another backbone?")
+        raise WorkError(
+            f"{folder / ABOUT}: the backbone has no linear layer {first_names(absent)}; is it another backbone?"
+        )
     undo = _install(model, about["layers"], about["num_experts"], about["top_k"], fill=False)
     try:
         _fill(_tensors(model), weights, stored)
@@ -263,16 +265,18 @@ def load_upcycled(model: nn.Module, folder: str | Path) -> RoutingLog:
 def _fill(tensors: dict[str, torch.Tensor], weights: Path, stored: dict[str, tuple[int, ...]]) -> None:
     missing, unexpected = [n for n in tensors if n not in stored], [n for n in stored if n not in tensors]
     if missing:
-        raise WorkError(f"{weights} lacks {len(missing)} tensors of the model: {_first(missing)}")
+        raise WorkError(f"{weights} lacks {len(missing)} tensors of the model: {first_names(missing)}")
     if unexpected:
-        raise WorkError(f"{weights} holds {len(unexpected)} tensors the model has no place for: {_first(unexpected)}")
+        raise WorkError(
+            f"{weights} holds {len(unexpected)} tensors the model has no place for: {first_names(unexpected)}"
+        )
     unlike = [
         f"{name} is {list(stored[name])}, the model wants {list(tensor.shape)}"
         for name, tensor in tensors.items()
         if tuple(tensor.shape) != stored[name]
     ]
     if unlike:
-        raise WorkError(f"{weights} does not fit the model: {_first(unlike)}")
+        raise WorkError(f"{weights} does not fit the model: {first_names(unlike)}")
     try:
         with safe_open(weights, framework="pt") as file, torch.no_grad():
             for name, tensor in tensors.items():

@@ -47,7 +47,7 @@ def penalty_of(vlm: Vlm, method: MethodSpec) -> Callable[[], torch.Tensor] | Non
     """What training adds to a method's loss after each forward pass (balance loss, regularisers), or None."""
     if method.tuner == "upcycle":
         log, coefficient = vlm.model.routing_log, method.adapter["balance_coefficient"]
-        return lambda: coefficient * log.balance()
+        return lambda: coefficient * log.take_balance()
     return getattr(getattr(vlm.model, "base_model", None), "penalty", None)
 
 

@@ -115,21 +115,28 @@ def _label(axes: Any, layers: Sequence[str], named: bool, found: dict[str, Any],
     if n > 10:
         axes.tick_params(axis="x", labelsize=5.5)
     names = [layer_name(layer) for layer in layers]
+    axes.set_yticks([])
+    beside = 5.0  # points
     if named and len(names) <= _NAMED_ROWS:
         axes.set_yticks(np.arange(len(names)) + 0.5, [name.kind for name in names])
-    else:
-        axes.set_yticks([])
+        beside += 4.2 * max(len(name.kind) for name in names)
     start = 0
     for block, members in groupby(names, key=lambda name: name.block):
         end = start + len(list(members))
         if start:
             axes.axhline(start, color="white", linewidth=1.2)
         if named and block:
-            place = {"x": -0.32, "rotation": 90} if len(names) <= _NAMED_ROWS else {"x": -0.04, "rotation": 0}
-            axes.text(
-                y=(start + end) / 2, s=block, transform=axes.get_yaxis_transform(), fontsize=8,
-                ha="center" if len(names) <= _NAMED_ROWS else "right", va="center", **place,
-            )  # fmt: skip
+            middle = (start + end) / 2
+            axes.annotate(
+                block,
+                (0, middle),
+                (-beside, 0),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                fontsize=8,
+                ha="right",
+                va="center",
+            )
         start = end
 
 
@@ -187,6 +194,8 @@ def plot_spectra(found: dict[str, Any], spectra: Mapping[str, Array], out: Path,
 
 
 def _draw_spectrum(axes: Any, values: Array, segments: dict[str, Any], layer: str, colours: Sequence[Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     relative = values / values[0]
     h, n = len(relative), len(colours)
     whole = segments["init"] in ("spectral", "segment_end")
@@ -204,6 +213,7 @@ def _draw_spectrum(axes: Any, values: Array, segments: dict[str, Any], layer: st
     if last - first < 0.2 * h:  # all beside one another: only that part of the spectrum, with some around it
         around = 1.5 * (last - first)
         axes.set_xlim(max(first - around, -0.3), min(last + around, h))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     positive = relative[relative > 0]
     axes.set_ylim(max(float(positive.min()), 1e-8) / 1.5, 1.6)
     axes.tick_params(labelsize=7)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medbench.backbones.registry import Backbone, get_backbone
 from medbench.errors import RequestError, WorkError
-from medbench.hub import MODEL_FILES
+from medbench.results.record import read_record
 from medbench.results.route_summary import layer_name
 from medbench.spec import load_spec
 
@@ -48,20 +48,24 @@ def backbone_folder(run: Path, folder: str | None = None) -> Path:
     spec = load_spec(run).backbone
     backbone = get_backbone(folder or spec.name)
     if not backbone.is_local:
-        return _cached(backbone)
+        return _cached(backbone, read_record(run)["weights"].get("commit"))
     if spec.weights.startswith("sha256:") and backbone.identity() != spec.weights:
         raise RequestError(f"backbone {folder or spec.name} holds other weights than the run's ({spec.weights[:19]})")
     return backbone.folder()
 
 
-def _cached(backbone: Backbone) -> Path:
+def _cached(backbone: Backbone, commit: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    absent = f"the weights of backbone {backbone.name} are not on this machine"
     try:
-        return Path(snapshot_download(backbone.source, allow_patterns=list(MODEL_FILES), local_files_only=True))
+        folder = Path(snapshot_download(backbone.source, revision=commit, local_files_only=True))
     except (LocalEntryNotFoundError, OSError) as error:
-        raise RequestError(f"the weights of backbone {backbone.name} are not on this machine") from error
+        raise RequestError(absent) from error
+    if not list(folder.glob("*.safetensors")):  # only the configuration was fetched
+        raise RequestError(absent)
+    return folder
 
 
 def read_spectra(folder: Path, layers: Sequence[str], values: dict[str, int]) -> dict[str, Array]:
