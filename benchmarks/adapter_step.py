@@ -36,8 +36,8 @@ RANK = 32
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (1536, 1536), (18944, 3584), (3584, 18944))
 TOKENS = (256, 1024, 4096)
 METHODS = ("dora", "pissa", "kasa", "moelora", "spectral_moe", "adamole", "hydralora")
-#: Operations of one round of a shape, above which fewer tokens are measured on a CPU.
-CPU_LIMIT = 4e11
+#: Operations of a linear's forward and backward above which a CPU measures a third of the rounds, and none.
+CPU_FEWER, CPU_LIMIT = 1e11, 4e11
 
 
 class DispatchLoop(nn.Module):
@@ -138,8 +138,10 @@ def layer_rows(device: torch.device, dtype: torch.dtype, compiled: bool, rounds:
                 name: layer if name == "dispatch loop" else torch.compile(layer) for name, layer in layers.items()
             }
         for tokens in TOKENS:
-            if device.type == "cpu" and 4 * tokens * out * inp > CPU_LIMIT:
+            operations = 4 * tokens * out * inp
+            if device.type == "cpu" and operations > CPU_LIMIT:
                 continue
+            fewer = device.type == "cpu" and operations > CPU_FEWER
             x = torch.randn(tokens, inp, device=device, dtype=dtype, requires_grad=True)
             gradient = torch.randn(tokens, out, device=device, dtype=dtype)
 
@@ -150,7 +152,7 @@ def layer_rows(device: torch.device, dtype: torch.dtype, compiled: bool, rounds:
                     parameter.grad = None
 
             work = {name: (lambda layer=layer: step(layer)) for name, layer in layers.items()}
-            taken = interleaved(work, rounds, device)
+            taken = interleaved(work, max(3, rounds // 3) if fewer else rounds, device)
             about: dict[str, Any] = {"shape": f"{out} x {inp}", "tokens": tokens}
             found = rows_of(about, taken)
             if device.type == "cuda":

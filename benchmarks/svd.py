@@ -76,7 +76,7 @@ def measure_layer(shape: Shape, rounds: int) -> dict[str, Any]:
         segment_factors(weight, starts, D)
 
     later = []
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with decomposition_cache(folder):
             first = timed(start)
