@@ -1,6 +1,6 @@
 """Forward and backward of a layer of every method against the frozen linear and peft's LoRA of the same total rank.
 
-    python benchmarks/adapter_step.py [--device cuda --dtype bfloat16] [--compile] [--step] [--json]
+    python benchmarks/adapter_step.py [--device cuda --dtype bfloat16] [--compile] [--shape 768x768] [--step]
 
 All variants of a shape run interleaved in one process (round by round, each once), so that what else the machine does
 hits all of them alike; a figure is the median over rounds of a round's ratio, with the quartiles. `x LoRA` is the ratio
@@ -19,8 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -128,10 +129,12 @@ def rows_of(about: dict[str, Any], taken: dict[str, list[float]]) -> list[dict[s
     return rows
 
 
-def layer_rows(device: torch.device, dtype: torch.dtype, compiled: bool, rounds: int) -> list[dict[str, Any]]:
+def layer_rows(
+    device: torch.device, dtype: torch.dtype, compiled: bool, rounds: int, shapes: Sequence[tuple[int, int]] = SHAPES
+) -> list[dict[str, Any]]:
     """Forward and backward of single layers."""
     rows = []
-    for out, inp in SHAPES:
+    for out, inp in shapes:
         layers = variants(out, inp, device, dtype)
         if compiled:
             layers = {
@@ -160,6 +163,7 @@ def layer_rows(device: torch.device, dtype: torch.dtype, compiled: bool, rounds:
                 for row in found:
                     row |= {"floor bytes": moved, "floor FLOPs": operations}
             rows += found
+            print(text_table(found), file=sys.stderr, flush=True)
     return rows
 
 
@@ -215,6 +219,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--step", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--shape", action="append", metavar="OUTxIN", help="only this one (may be repeated)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -222,7 +227,8 @@ def main() -> None:
     if args.step:
         rows = step_rows(device, args.rounds)
     else:
-        rows = layer_rows(device, getattr(torch, args.dtype), args.compile, args.rounds)
+        shapes = [shape for shape in SHAPES if not args.shape or f"{shape[0]}x{shape[1]}" in args.shape]
+        rows = layer_rows(device, getattr(torch, args.dtype), args.compile, args.rounds, shapes)
     about = {"device": args.device, "dtype": args.dtype, "compiled": args.compile, "threads": torch.get_num_threads()}
     print(json.dumps({**about, "rows": rows}, indent=1) if args.json else f"{about}\n\n{text_table(rows)}")
 

@@ -210,6 +210,16 @@ def test_model_balance_loss_is_the_mean_over_layers_and_ignores_padding():
     assert any("expert_router" in name for name in grads)
 
 
+def test_the_penalty_is_the_active_adapters_balance_loss_with_its_coefficient():
+    model, x = adapted(mlp(), balance_coefficient=0.25).train(), torch.randn(3, 5, 24)
+    model.add_adapter("other", ExpertLoraConfig(r=8, num_experts=4, target_modules=["wide"], balance_coefficient=1))
+    model(x)
+    expected = model.balance_loss()
+    model(x)
+    torch.testing.assert_close(model.penalty(), 0.25 * expected)
+    assert model.penalty().item() == 0  # forgotten once read
+
+
 def test_layers_with_other_tokens_count_all_of_them():
     model = adapted(mlp()).train()
     x = torch.randn(3, 5, 24)
