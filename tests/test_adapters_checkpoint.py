@@ -98,3 +98,13 @@ def test_registering_twice_is_harmless():
     register()
     register()
     assert adapted(mlp()).peft_type == "EXPERT_LORA"
+
+
+def test_an_adapter_of_another_architecture_is_refused_and_leaves_the_base(tmp_path):
+    saved(tmp_path)
+    base, x = mlp(), torch.randn(3, 24)
+    expected = base(x)
+    with pytest.raises(RequestError, match="fits no layer of this model; it was made for"):
+        load_adapter_strict(base, tmp_path)
+    assert torch.equal(base(x), expected)
+    assert not base._forward_pre_hooks

@@ -31,7 +31,7 @@ def load_adapter_strict(
         The model with the adapter, in evaluation mode unless `is_trainable`.
 
     Raises:
-        RequestError: The folder holds no adapter, or only a pickled one.
+        RequestError: The folder holds no adapter, only a pickled one, or one for other layers than the model has.
         WorkError: The file is damaged; or a tensor is missing, superfluous, or of another shape.
     """
     folder = Path(folder)
@@ -49,14 +49,22 @@ def load_adapter_strict(
     config = _read_config(folder)
     config.inference_mode = not is_trainable
     wrapper = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)
-    peft_model: PeftModel = wrapper(model, config, adapter_name)
+    made_for = config.base_model_name_or_path or "another model"
+    hooks = set(model._forward_pre_hooks)
+    try:
+        peft_model: PeftModel = wrapper(model, config, adapter_name)
+    except ValueError as error:  # peft found no module with such a name
+        for hook in set(model._forward_pre_hooks) - hooks:
+            del model._forward_pre_hooks[hook]
+        raise RequestError(f"{folder} fits no layer of this model; it was made for {made_for}") from error
     try:
         try:
             result = peft_model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
         except RuntimeError as error:
             # torch lists every tensor whose shape differs on a line of its own
             lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-            raise WorkError(f"{weights} does not fit the model: {first_names(lines) or error}") from error
+            what = first_names(lines) or error
+            raise WorkError(f"{weights} does not fit the model: {what} (it was made for {made_for})") from error
         except KeyError as error:
             raise WorkError(f"{weights} lacks {error.args[0]}") from error
         missing, unexpected = list(result.missing_keys), list(result.unexpected_keys)
