@@ -258,7 +258,7 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
                 "seconds": time.monotonic() - started,
                 "images_encoded": encoded if counted else None,
                 "image_features_cached": cached,
-                "parameters": {"total": _total(vlm, job)},
+                "parameters": {"total": _total(vlm)},
                 "weights": {
                     "backbone": job.spec.backbone.weights,
                     "commit": vlm.commit,
@@ -271,13 +271,15 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
     work.wait()
 
 
-def _total(vlm: Vlm, job: Job) -> int:
+def _total(vlm: Vlm) -> int:
     """Parameters of the unadapted model."""
-    fitted = job.step("fit")
-    if fitted is not None:
-        return int(fitted["parameters"]["total"])
-    own = sum(p.numel() for p in vlm.model.parameters())
-    if not hasattr(vlm.model, "peft_config"):
-        return own
-    prefix = vlm.model.base_model.prefix
-    return own - sum(p.numel() for n, p in vlm.model.named_parameters() if f".{prefix}" in n)
+    total = sum(p.numel() for p in vlm.model.parameters())
+    if hasattr(vlm.model, "peft_config"):
+        prefix = vlm.model.base_model.prefix
+        return total - sum(p.numel() for n, p in vlm.model.named_parameters() if f".{prefix}" in n)
+    if hasattr(vlm.model, "routing_log"):
+        from medbench.adapters.upcycle import layers_of
+
+        for layer in layers_of(vlm.model).values():
+            total -= layer.weight.numel() - layer.weight[0].numel() + layer.router.numel()
+    return total

@@ -6,7 +6,6 @@ folder)` work as for any method of peft's own.
 
 from medbench.adapters.attention import split_attention
 from medbench.adapters.config import ExpertLoraConfig
-from medbench.adapters.decomposition_cache import decomposition_cache
 from medbench.adapters.layer import ExpertLoraLayer
 from medbench.adapters.load import load_adapter_strict
 from medbench.adapters.model import ExpertLoraModel
@@ -18,7 +17,6 @@ __all__ = [
     "ExpertLoraConfig",
     "ExpertLoraLayer",
     "ExpertLoraModel",
-    "decomposition_cache",
     "load_adapter_strict",
     "register",
     "split_attention",
