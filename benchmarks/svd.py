@@ -5,7 +5,7 @@ Measured, on weights of bfloat16 and the segments of 8 experts of total rank 32 
 - *Layers*: one linear of each shape of the language tower of Qwen2.5-VL-7B. First start: digest, decomposition,
   segments, writing the cache. Later start: digest, reading, segments, with the file dropped from the system's memory
   where it lets us (the weight itself is in memory, as a loaded model is). Single use: the segments without a cache.
-  The bar: a later start takes less than 2 % of the first.
+  The bar: a later start takes less than 2 % of the first. Medians, with the lowest and highest in brackets.
 - *Model*: the sum over 28 layers of 7 linears, **extrapolated** from one linear a shape, not measured.
 - *Routes*: error and time of ways to the same segments on 512 x 768 weights: the largest relative error of a segment's
   product beside a float64 SVD, for the segments of each kind. The bar is 1e-5. It is why float32 and randomised methods
@@ -68,29 +68,30 @@ def forget(folder: Path) -> None:
 
 
 def measure_layer(shape: Shape, rounds: int) -> dict[str, Any]:
-    """Seconds of the first start, of later ones (median) and of a single use, for one linear."""
+    """Seconds (medians) of first starts, later ones and single uses, for one linear."""
     weight = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) / math.sqrt(shape[1])).bfloat16()
     starts = segment_starts("spectral", min(shape), EXPERTS, D)
 
     def start() -> None:
         segment_factors(weight, starts, D)
 
-    later = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with decomposition_cache(folder):
-            first = timed(start)
-            for _ in range(rounds):
+    taken: dict[str, list[float]] = {"first": [], "later": [], "single_use": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with decomposition_cache(folder):
+                taken["first"].append(timed(start))
                 forget(folder)
-                later.append(timed(start))
-        stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+                taken["later"].append(timed(start))
+            stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        taken["single_use"].append(timed(start))
+    seconds = {name: statistics.median(values) for name, values in taken.items()}
     return {
         "shape": list(shape),
         "linears": LINEARS.get(shape, []),
-        "first_seconds": first,
-        "later_seconds": statistics.median(later),
-        "ratio": statistics.median(later) / first,
-        "single_use_seconds": timed(start),
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "ratio": seconds["later"] / seconds["first"],
+        "spread": {name: [min(values), max(values)] for name, values in taken.items()},
         "stored_bytes": stored,
     }
 
@@ -199,12 +200,14 @@ def measure_routes(shape: Shape, rounds: int) -> list[dict[str, Any]]:
 
 def text(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    keys = ("first_seconds", "later_seconds", "ratio", "single_use_seconds", "stored_bytes")
     heads = ["weight", "linears", "first start (s)", "later start (s)", "ratio", "single use (s)", "stored (MiB)"]
 
     def cells(row: dict[str, Any]) -> list[str]:
-        first, later, ratio, single, stored = (row[key] for key in keys)
-        return [f"{first:,.3g}", f"{later:,.3g}", f"{ratio:.2%}", f"{single:,.3g}", f"{stored / 2**20:,.0f}"]
+        spread = {name: " [{:.3g}, {:.3g}]".format(*ends) for name, ends in row.get("spread", {}).items()}
+        first, later, single = (
+            f"{row[f'{name}_seconds']:,.3g}{spread.get(name, '')}" for name in ("first", "later", "single_use")
+        )
+        return [first, later, f"{row['ratio']:.2%}", single, f"{row['stored_bytes'] / 2**20:,.0f}"]
 
     layers = [["{} x {}".format(*row["shape"]), ", ".join(row["linears"]), *cells(row)] for row in figures["layers"]]
     lines = [
@@ -236,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the decompositions of a model's weights cost.")
     parser.add_argument("--json", action="store_true", help="print figures alone")
     parser.add_argument("--shape", action="append", metavar="MxN", help="measure this weight instead of the model's")
-    parser.add_argument("--rounds", type=int, default=5, help="later starts, and repetitions of a route")
+    parser.add_argument("--rounds", type=int, default=3, help="of everything; the median counts")
     asked = parser.parse_args()
     shapes: list[Shape] = [tuple(map(int, s.split("x"))) for s in asked.shape or ()] or list(LINEARS)  # type: ignore[misc]
     measure_layer((64, 64), 1)  # what only the first call of a process pays

@@ -11,10 +11,13 @@ import typer
 
 from medbench import __version__
 from medbench.catalog import Catalog
+from medbench.cli_compare import compare, reliability
 from medbench.cli_data import data_app
+from medbench.cli_lm_eval import lm_eval
 from medbench.cli_nano import nano_app
 from medbench.cli_options import DataRoot, Json, choice, print_json, split_names
 from medbench.cli_routes import routes
+from medbench.cli_score import import_, score
 from medbench.errors import RequestError
 from medbench.progress import speaks
 
@@ -226,27 +229,6 @@ def budget(
 
 
 @app.command()
-def score(
-    predictions: Annotated[Path, typer.Argument(help="A run folder or a predictions.parquet.")],
-    task: Annotated[str, typer.Option(help="The task that was answered.")],
-    profile: Annotated[str, typer.Option(help="A scoring profile (`list profiles`).")] = "medbench",
-    split: Annotated[str, typer.Option(help="The split that was answered.")] = "test",
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Score stored predictions again, without a model."""
-    from medbench.listing import text_table
-    from medbench.results.rescore import rescore
-
-    catalog = Catalog()
-    figures = rescore(predictions, catalog.task(task), split, profile, data_root or catalog.settings.data_root)
-    if as_json:
-        print_json(figures)
-    else:
-        print(text_table([{"metric": name} | entry for name, entry in figures["metrics"].items()]))
-
-
-@app.command()
 def table(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Run folders, or folders of them [default: results/runs].")
@@ -276,4 +258,9 @@ def table(
     print_json(json.loads(frame.to_json(orient="records"))) if as_json else print(text, end="")
 
 
+app.command()(compare)
+app.command()(reliability)
+app.command()(score)
+app.command("import")(import_)
 app.command()(routes)
+app.command("lm-eval")(lm_eval)

@@ -28,6 +28,22 @@ def data_status(
     print_json(rows) if as_json else print(text_table(rows))
 
 
+@data_app.command("items")
+def data_items(
+    task: Annotated[str, typer.Argument(help="The task.")],
+    split: Annotated[str, typer.Option(help="The split to list.")] = "test",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """List what a split asks, for a model outside medbench to answer: ids, images, questions, types, never the gold."""
+    from medbench.data.load import load_items
+    from medbench.listing import item_rows, text_table
+
+    catalog = Catalog()
+    rows = item_rows(load_items(catalog.task(task), split, data_root or catalog.settings.data_root).items)
+    print_json(rows) if as_json else print(text_table(rows))
+
+
 @data_app.command("verify")
 def data_verify(
     task: Annotated[list[str], typer.Argument(help="Tasks.")],

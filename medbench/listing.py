@@ -9,6 +9,7 @@ from typing import Any
 from medbench.backbones.registry import backbone_names, get_backbone
 from medbench.catalog import Catalog
 from medbench.data.card import Card
+from medbench.data.item import ImageRef, Item
 from medbench.data.load import locate
 from medbench.errors import RequestError
 from medbench.scoring import get_profile, profile_names
@@ -134,6 +135,31 @@ def status_rows(catalog: Catalog, names: Sequence[str], data_root: Path | None) 
             row |= {"status": "found", "layout": location.layout, "folder": folder, "note": None}
         rows.append(row | {"pinned": _pinned(card), "licence": card.metadata.licence})
     return rows
+
+
+def item_rows(items: Sequence[Item]) -> Rows:
+    """What each item asks, never its gold answer: id, image (its path, or its key where it is no file), question, type.
+
+    The options that a multiple-choice question offers are a part of the question; other items have none.
+    """
+    return [
+        {
+            "id": item.id,
+            # A file's place is its path, that of several files their paths.
+            "image": item.image.place
+            if hasattr(item.image, "path") or hasattr(item.image, "paths")
+            else item.image.key,
+            "question": item.question,
+            "type": item.type,
+            **({"options": list(item.options)} if item.options else {}),
+        }
+        for item in items
+    ]
+
+
+def _image(image: ImageRef) -> str:
+    """Where an image lies, if that is in a file of its own or in several; else its key."""
+    return image.place if hasattr(image, "path") or hasattr(image, "paths") else image.key
 
 
 def _pinned(card: Card) -> str:

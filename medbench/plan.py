@@ -21,6 +21,7 @@ from medbench.files import folder_digest
 from medbench.hub import ADAPTER_FILES, is_hub_id, snapshot
 from medbench.methods import Method, Recipe, Training, apply_settings, check_settings
 from medbench.protocol import task_protocols
+from medbench.scoring.kinds import get_family
 from medbench.spec import (
     BackboneSpec,
     BudgetSpec,
@@ -81,6 +82,8 @@ def resolve(request: Request, catalog: Catalog) -> Plan:
     tested = _cards(request.tasks, catalog)
     if not tested:
         raise RequestError("no task given; use --tasks, for example --tasks vqa_rad,slake")
+    for card in tested:
+        get_family(card.metadata.kind)  # before anything is trained
     stages = [_cards(stage, catalog) for stage in request.train_tasks] or [tested]
     if not all(stages):
         raise RequestError("--train-tasks names no task; for example --train-tasks slake,vqa_rad")
@@ -234,8 +237,8 @@ def _of_adapter(
         raise RequestError(f"--adapter {folder}: was trained on backbone {own.backbone}, not on {backbone.name}")
     trained = None
     if own.trained_on is not None:
-        trained = {_dataset(name, catalog) for name in own.trained_on} | set(backbone.pretrained_on)
-    tested = {cards[test.task].metadata.dataset for test in tests}
+        trained = set(backbone.pretrained_on).union(*(_datasets(name, catalog) for name in own.trained_on))
+    tested: set[str] = set().union(*(cards[test.task].metadata.datasets for test in tests))
     return RunSpec(
         backbone=BackboneSpec(backbone.name, backbone.identity(), processor=processor),
         method=MethodSpec(f"adapter:{own.method or folder.resolve().name}", "adapter", about, weights),
@@ -252,9 +255,9 @@ def _of_adapter(
     )
 
 
-def _dataset(task: str, catalog: Catalog) -> str:
-    """The data set of a task that an adapter names; the name itself when the catalogue does not have it."""
-    return catalog.task(task).metadata.dataset if task in catalog.paths("tasks") else task
+def _datasets(task: str, catalog: Catalog) -> frozenset[str]:
+    """The data sets of a task that an adapter names; the name itself when the catalogue does not have it."""
+    return catalog.task(task).metadata.datasets if task in catalog.paths("tasks") else frozenset({task})
 
 
 def _data(card: Card, split: Any, limit: int | None, request: Request) -> DataSpec:

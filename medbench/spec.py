@@ -39,8 +39,9 @@ class BackboneSpec:
 class MethodSpec:
     """A resolved method: the tuner and its whole configuration, the rank included.
 
-    `tuner` is a name of `medbench.tuners`, or `adapter` for one that was trained elsewhere (`run --adapter`); then
-    `weights` is its digest.
+    `tuner` is a name of `medbench.tuners`, or `adapter` for one that was trained elsewhere (`run --adapter`), or
+    `imported` for another system's answers (`medbench import`, then `name` is the model's); of these two, `weights` is
+    the digest of the adapter or of the file of answers.
     """
 
     name: str

@@ -20,10 +20,11 @@ from medbench.errors import WorkError
 from medbench.files import folder_digest, publish_folder, read_parquet, write_parquet
 from medbench.inference.predict import Predictor, chunks
 from medbench.job import Data, Job
-from medbench.progress import progress_bar
+from medbench.progress import note, progress_bar
 from medbench.results.environment import environment, peak_memory, reset_peak_memory
 from medbench.results.routes import part_path, write_part
 from medbench.routes import RoutedPredictor, router_of
+from medbench.scoring.kinds import get_family
 from medbench.spec import DataSpec, Stage
 from medbench.tuners import get_tuner
 from medbench.twin import borrow_fit
@@ -44,6 +45,10 @@ def check_data(job: Job, work: Workplace) -> Data:
     look = bool(trained) and work.is_first
     splits: dict[tuple[str, str], Checked] = {}
     about: dict[str, Any] = {}
+    if work.is_first:
+        for family in {get_family(job.cards[test.task].metadata.kind) for test in job.spec.tests}:
+            for line in getattr(family, "check_resources", list)():
+                note(line)
     with progress_bar("checking images") as step:
         for key, spec in wanted.items():
             card = job.cards[spec.task]
@@ -62,6 +67,8 @@ def check_data(job: Job, work: Workplace) -> Data:
                 "images_digest": checked.images,
                 "skipped": len(skipped),
                 "skipped_items": skipped[:100],
+                # Not in the records of sets that are used whole.
+                **({"left_out": loaded.left_out} if loaded.left_out else {}),
             }
     before = job.step("data")
     if before is not None and before != about:

@@ -17,7 +17,7 @@ from medbench.data.layouts import OPTIONS
 from medbench.data.load import load_items
 from medbench.data.readers import LAYOUTS
 from medbench.errors import RequestError
-from medbench.scoring.vqa import METRICS
+from medbench.scoring.kinds import get_family
 
 CATALOG = Catalog(Settings())
 SIGN = "<image>"
@@ -26,7 +26,7 @@ SIGN = "<image>"
 @pytest.mark.parametrize("name", sorted(CATALOG.paths("tasks")))
 def test_packaged_cards(name: str) -> None:
     card = CATALOG.task(name)
-    assert {entry.metric for entry in card.metric_list} <= set(METRICS)
+    assert {entry.metric for entry in card.metric_list} <= set(get_family(card.metadata.kind).METRICS)
     item = SimpleNamespace(question="Is it?", answer="Left Lung ", options=("Left Lung", "Liver"))
     assert re.match(r"Is it\?(\n|$)", card.render_prompt(item))
     assert card.render_target(item).casefold() == "left lung"

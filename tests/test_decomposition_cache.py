@@ -84,10 +84,12 @@ def test_a_cache_ends_with_its_block(tmp_path: Path) -> None:
     assert len(entries(tmp_path)) == 1
 
 
-def test_the_digest_is_of_shape_dtype_and_values() -> None:
+def test_the_digest_is_of_shape_dtype_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIECE", 50)  # of 96 bytes and more
     weight = torch.arange(24.0).view(4, 6)
     others = [weight.view(6, 4), weight.double(), weight.bfloat16(), weight.half(), weight.view(torch.int32), -weight]
-    assert len({weight_digest(w) for w in (weight, *others)}) == 7
+    ends = [weight.index_fill(1, torch.tensor([column]), 9.5) for column in (0, 5)]
+    assert len({weight_digest(w) for w in (weight, *others, *ends)}) == 9
     assert weight_digest(weight.T.contiguous().T) == weight_digest(weight)
     assert weight_digest(torch.nn.Parameter(weight)) == weight_digest(weight)
 

@@ -22,7 +22,7 @@ from medbench.errors import RequestError
 
 SURE = 1e-3  # of the largest value of a Gram matrix: a relative gap is then seen 1e6 times less sharply than by an SVD
 LIMIT = 1e-6  # of the largest value of the weight
-_BLOCK = 2**22  # entries of a weight that are float64 at a time (32 MiB)
+_BLOCK = 2**20  # entries of a weight that are float64 at a time (8 MiB)
 _PANELS = 8  # a Gram matrix is symmetric: in 8 panels, 56 % of it is computed
 
 Span = tuple[int, int]
@@ -76,7 +76,7 @@ class Decomposition(NamedTuple):
         values, short = (_take(rows, spans).to(weight.device) for rows in (self.values, self.short))
         if self.long is None and not values.min() > LIMIT * top:
             return None
-        image = torch.cat([short @ block.T for block in _blocks(weight)], dim=1)  # [k, long side]
+        image = _image(weight, short)
         if self.long is None:
             image /= values.unsqueeze(1)
             norms = image.norm(dim=1, keepdim=True)
@@ -190,21 +190,33 @@ def _gram(weight: torch.Tensor, basis: torch.Tensor | None = None) -> torch.Tens
     size = min(weight.shape) if basis is None else len(basis)
     gram = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
     width = -(-size // _PANELS)
-    for block in _blocks(weight):
+    for block in _blocks(weight.T if _is_wide(weight) else weight):
         rows = block if basis is None else block @ basis.T  # [b, p]
         for start in range(0, size, width):
             gram[start : start + width, start:].addmm_(rows[:, start : start + width].T, rows[:, start:])
     return gram
 
 
-def _blocks(weight: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Pieces of the long side in float64, [b, h] each; the next one takes the place of the last."""
-    tall = weight.detach().T if _is_wide(weight) else weight.detach()
-    step = max(1, _BLOCK // tall.shape[1])
-    buffer = torch.empty_like(tall[:step], dtype=torch.float64)  # laid out like the weight: what is near stays near
-    for start in range(0, len(tall), step):
-        piece = tall[start : start + step]
-        yield buffer[: len(piece)].copy_(piece)
+def _image(weight: torch.Tensor, short: torch.Tensor) -> torch.Tensor:
+    """Rows of the short side, [k, h], carried to the long one, [k, max(m, n)], by a weight or its transpose."""
+    if not _is_wide(weight):
+        return torch.cat([short @ block.T for block in _blocks(weight)], dim=1)
+    # A sum over the rows of the weight as they lie in memory: taking columns out of them would be half the time.
+    image = torch.zeros(len(short), weight.shape[1], dtype=torch.float64, device=weight.device)
+    start = 0
+    for block in _blocks(weight):
+        image.addmm_(short[:, start : start + len(block)], block)
+        start += len(block)
+    return image
+
+
+def _blocks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A matrix in float64, some rows after others; the next ones take the place of the last."""
+    step = max(1, _BLOCK // matrix.shape[1])
+    buffer = torch.empty_like(matrix[:step], dtype=torch.float64)  # laid out like the matrix
+    for start in range(0, len(matrix), step):
+        rows = matrix[start : start + step].detach()
+        yield buffer[: len(rows)].copy_(rows)
 
 
 def _take(rows: Rows, spans: Sequence[Span]) -> torch.Tensor:

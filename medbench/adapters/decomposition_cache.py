@@ -13,6 +13,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from medbench.progress import note
 FORMAT = "medbench decomposition 1"  # part of every digest: files of another format are never found
 GIB = 2**30
 _OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\..*\.tmp)?")  # entries, and what a killed process left of one
+_PIECE = 2**23  # bytes
 _PATIENCE = 3600  # seconds that a lock or an unfinished file of another process is respected
 
 _active: ContextVar["DecompositionCache | None"] = ContextVar("decomposition_cache", default=None)
@@ -73,11 +75,17 @@ def singular_triplets(weight: torch.Tensor, spans: Sequence[Span]) -> Triplets:
 
 
 def weight_digest(weight: torch.Tensor) -> str:
-    """The sha256 (hex) of shape, dtype and bytes of a weight; a contiguous one on the CPU is not copied."""
+    """The sha256 (hex) of shape, dtype and bytes of a weight; a contiguous one on the CPU is not copied.
+
+    Of the bytes, the sha256 of every `_PIECE` goes in: pieces are read by as many threads as torch uses.
+    """
     stored = weight.detach().contiguous().cpu()
-    content = hashlib.sha256(f"{FORMAT} {tuple(stored.shape)} {stored.dtype}\n".encode())
-    content.update(stored.view(torch.uint8).numpy().data)
-    return content.hexdigest()
+    content = stored.view(torch.uint8).flatten().numpy().data
+    pieces = [content[start : start + _PIECE] for start in range(0, len(content), _PIECE)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        digests = threads.map(lambda piece: hashlib.sha256(piece).digest(), pieces)
+        about = f"{FORMAT} {tuple(stored.shape)} {stored.dtype}\n".encode()
+        return hashlib.sha256(about + b"".join(digests)).hexdigest()
 
 
 @dataclass

@@ -15,19 +15,17 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from medbench.data.item import lettered
-from medbench.data.layouts import check_layout
+from medbench.data.metadata import ClosedRule as ClosedRule
+from medbench.data.metadata import Metadata as Metadata
+from medbench.data.metadata import Strict
 from medbench.errors import RequestError
 from medbench.files import digest
 
 M = TypeVar("M", bound=BaseModel)
 IMAGE_TOKEN = "<image>"  # noqa: S105 (lm-eval's placeholder for an image)
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Question(Protocol):
@@ -49,112 +47,7 @@ class Question(Protocol):
         ...
 
 
-class Split(_Strict):
-    """How many items a split must have, and the digest of its questions and answers (`data verify` prints it).
-
-    `count: null` says that the number is not known for sure, so nothing about the split is pinned.
-    """
-
-    count: Annotated[int, Field(gt=0)] | None
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-
-
-class ClosedRule(_Strict):
-    """Decides which questions are closed.
-
-    `field`: the data set says so (`name` holds `value`, compared after stripping); `yes_no`: the gold answer is
-    yes or no; `all`: every question is closed; `none`: every question is open.
-    """
-
-    rule: Literal["field", "yes_no", "all", "none"]
-    name: str | None = None
-    value: str | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> ClosedRule:
-        if self.rule == "field" and (self.name is None or self.value is None):
-            raise ValueError("rule 'field' needs 'name' and 'value'")
-        return self
-
-
-class Holdout(_Strict):
-    """A validation split cut from the training images, for data sets that have none.
-
-    The images whose sha256 of `seed:image` sorts first are held out: the same for every method and seed.
-    """
-
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    seed: int = 0
-
-
-class Hub(_Strict):
-    """Where the hub has the data, and in which layout."""
-
-    id: str
-    layout: str
-    revision: str | None = None
-
-
-class Confidence(_Strict):
-    """How sure it is that the paper's 23 tasks include this one (`H` >= .85, `M` .5-.85, `L` < .5)."""
-
-    level: Literal["H", "M", "L", "none"]
-    value: Annotated[float, Field(ge=0, le=1)] | None = None
-    note: str | None = None
-
-
-class Metadata(_Strict):
-    """Our fields of a card.
-
-    `candidates` are the answers whose likelihoods are compared for each closed question; a question that offers its own
-    options (multiple choice) is compared on those.
-    """
-
-    version: Annotated[int, Field(ge=1)]
-    kind: Literal["vqa"]
-    dataset: str
-    description: str
-    folder: str
-    layouts: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    hub: Hub | None = None
-    splits: dict[Literal["train", "validation", "test"], Split]
-    holdout: Holdout | None = None
-    closed: ClosedRule
-    candidates: tuple[str, ...] = ("yes", "no")
-    licence: str
-    access: Literal["open", "request", "credentialed", "generated"]
-    obtain: str
-    citation: str
-    confidence: Confidence
-
-    @field_validator("splits")
-    @classmethod
-    def _has_test(cls, value: dict[str, Split]) -> dict[str, Split]:
-        if "test" not in value and "train" not in value:
-            raise ValueError("a task needs a 'test' split (or, to be only trained on, a 'train' split)")
-        return value
-
-    @field_validator("candidates")
-    @classmethod
-    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value) or not all(text.strip() for text in value):
-            raise ValueError("should be different answers, none empty")
-        return value
-
-    @model_validator(mode="after")
-    def _known_layouts(self) -> Metadata:
-        for layout, options in self.layouts.items():
-            check_layout(layout, options, self.splits)
-            if layout == "vqa_cp" and len(Path(self.folder).parts) != 1:
-                raise ValueError(
-                    f"vqa_cp.images: is relative to the data root, so {self.folder!r} must lie right in it"
-                )
-        if self.hub is not None and self.hub.layout not in self.layouts:
-            raise ValueError(f"hub.layout {self.hub.layout!r} is none of layouts ({', '.join(self.layouts)})")
-        return self
-
-
-class GenerationSettings(_Strict):
+class GenerationSettings(Strict):
     """lm-eval's generation settings; decoding is greedy."""
 
     until: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -163,7 +56,7 @@ class GenerationSettings(_Strict):
     temperature: Annotated[float, Field(ge=0, le=0)] = 0.0
 
 
-class Metric(_Strict):
+class Metric(Strict):
     """One entry of lm-eval's `metric_list`."""
 
     metric: str
@@ -171,7 +64,7 @@ class Metric(_Strict):
     higher_is_better: bool = True
 
 
-class Card(_Strict):
+class Card(Strict):
     """A task."""
 
     task: str | None = None
@@ -181,7 +74,7 @@ class Card(_Strict):
     validation_split: str | None = None
     test_split: str = "test"
     output_type: Literal["generate_until"] = "generate_until"
-    doc_to_image: list[str] = []
+    doc_to_image: tuple[str, ...] = ()
     doc_to_text: str
     doc_to_target: str = "{{answer}}"
     process_results: str | None = None
@@ -245,6 +138,7 @@ class Card(_Strict):
         Fields at their default are left out, so that a field added later does not change the digest of older cards.
         """
         about = {"description", "licence", "access", "obtain", "citation", "confidence", "hub", "dataset"}
+        about |= {"images_of", "always_yes"}
         content = self.model_dump(
             mode="json", exclude_defaults=True, exclude={"metadata", "custom_dataset", "process_results"}
         )

@@ -72,6 +72,7 @@ class Item:
         closed: whether the card's rule calls the question closed.
         candidates: the answers whose likelihood is compared, for closed questions.
         options: the answers that the question itself offers (multiple choice), in its order.
+        question_type: what the data set says it asks about, where the card names the field (`types`).
     """
 
     id: str
@@ -81,6 +82,7 @@ class Item:
     closed: bool
     candidates: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    question_type: str = ""
 
     @property
     def type(self) -> str:

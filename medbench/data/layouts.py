@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medbench.errors import did_you_mean
 
@@ -26,6 +26,24 @@ def _inside(value: str) -> str:
 Inside = Annotated[str, AfterValidator(_inside)]
 
 
+class Cares(_Options):
+    """`cares`: split -> question file; the images folder, relative to the data root."""
+
+    files: dict[str, Inside]
+    images: Inside
+
+
+Question = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Sections = Annotated[list[Literal["findings", "impression"]], Field(min_length=1)]
+
+
+class FairVlmedNpz(_Options):
+    """`fairvlmed_npz`: which text is the report, and what the model is asked."""
+
+    text: Literal["note", "gpt4_summary"]
+    question: Question
+
+
 class HubParquet(_Options):
     """`hub_parquet`: our column names -> the file's."""
 
@@ -37,6 +55,37 @@ class LlavaConversations(_Options):
 
     files: dict[str, Inside]
     images: Inside = "images"
+
+
+class MedHallmark(_Options):
+    """`med_hallmark`: split -> file of conversations; the images folder, relative to the data root."""
+
+    files: dict[str, Inside]
+    images: Inside
+
+
+class MedHEval(_Options):
+    """`medheval`: split -> question file; how an image's name begins -> its folder, relative to the data root."""
+
+    files: dict[str, Inside]
+    images: Annotated[dict[str, Inside], Field(min_length=1)]
+
+
+class MimicCxrJpg(_Options):
+    """`mimic_cxr_jpg`: the reports' folder, the images shown, the sections of the report, what the model is asked."""
+
+    reports: Inside
+    views: Literal["first", "both"]
+    sections: Sections
+    question: Question
+
+
+class MmedRag(_Options):
+    """`mmed_rag`: split -> question file; the images folder, relative to the data root; whether it holds `.npz`."""
+
+    files: dict[str, Inside]
+    images: Inside
+    npz: bool = False
 
 
 class OmniMedVqa(_Options):
@@ -57,6 +106,23 @@ class Phantom(_Options):
     train: int = 0
     validation: int = 0
     test: int = 0
+
+
+class R2GenAnnotation(_Options):
+    """`r2gen_annotation`: as `mimic_cxr_jpg`, with the annotation's file, and a CSV of texts for more than findings."""
+
+    file: Inside
+    images: Inside
+    views: Literal["first", "both"]
+    sections: Sections
+    question: Question
+    texts: Inside | None = None
+
+    @model_validator(mode="after")
+    def _has_texts(self) -> R2GenAnnotation:
+        if self.texts is None and self.sections != ["findings"]:
+            raise ValueError("sections other than findings need 'texts': the annotation has no others")
+        return self
 
 
 class SlakeFolder(_Options):
@@ -81,15 +147,25 @@ class VqaRadJson(_Options):
 
 
 OPTIONS: dict[str, type[_Options]] = {
+    "cares": Cares,
+    "fairvlmed_npz": FairVlmedNpz,
     "hub_parquet": HubParquet,
     "llava_conversations": LlavaConversations,
+    "med_hallmark": MedHallmark,
+    "medheval": MedHEval,
+    "mimic_cxr_jpg": MimicCxrJpg,
+    "mmed_rag": MmedRag,
     "omnimedvqa": OmniMedVqa,
     "pathvqa_lxmert": PathVqaLxmert,
     "phantom": Phantom,
+    "r2gen_annotation": R2GenAnnotation,
     "slake_folder": SlakeFolder,
     "vqa_cp": VqaCp,
     "vqa_rad_json": VqaRadJson,
 }
+#: Layouts of questions about another set's images: `images` is relative to the data root.
+IMAGES_ELSEWHERE = ("cares", "med_hallmark", "medheval", "mmed_rag", "r2gen_annotation", "vqa_cp")
+_FILE_A_SPLIT = Cares | LlavaConversations | MedHallmark | MedHEval | MmedRag | VqaCp | VqaRadJson
 
 
 def check_layout(layout: str, options: Mapping[str, Any], splits: Collection[str]) -> None:
@@ -109,7 +185,7 @@ def check_layout(layout: str, options: Mapping[str, Any], splits: Collection[str
     for split in splits:
         if isinstance(checked, OmniMedVqa) and split != "test":
             raise ValueError(f"{layout}: there is only a 'test' split, not {split!r}")
-        if isinstance(checked, VqaRadJson | VqaCp | LlavaConversations) and split not in checked.files:
+        if isinstance(checked, _FILE_A_SPLIT) and split not in checked.files:
             raise ValueError(f"{layout}.files: no file for split {split!r}")
         if isinstance(checked, Phantom) and getattr(checked, split) < 1:
             raise ValueError(f"{layout}.{split}: should be the number of images, at least 1")

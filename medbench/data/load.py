@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medbench.data.card import Card, ClosedRule
+from medbench.data.card import Card
 from medbench.data.item import BadItemError, Item, is_there
+from medbench.data.metadata import ClosedRule
 from medbench.data.readers import Row, get_reader
 from medbench.errors import RequestError, WorkError
 from medbench.files import digest
@@ -17,6 +18,7 @@ from medbench.files import digest
 #: `fit` is the training split less the images that a card without a validation split holds out.
 SPLITS = ("train", "fit", "validation", "test")
 OnBadItem = Literal["fail", "skip"]
+_PUNCTUATION = ".,;:!?()[]{}\"'*-"
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Loaded:
         items: in the data set's order.
         skipped: what was wrong with each row that was left out (only with `on_bad_item="skip"`).
         digest: sha256 over ids, images' names, questions, answers and types of the published split it was cut from.
+        layout: it was read in.
+        left_out: how many rows of the published split the card leaves out, because they have no label.
     """
 
     items: Sequence[Item]
     skipped: tuple[str, ...]
     digest: str
     layout: str
+    left_out: int = 0
 
 
 def locate(card: Card, data_root: Path | None) -> Location:
@@ -120,7 +125,8 @@ def load_items(
         items = [item for item in items if (item.image.key in held) == (split == "validation")]
     if not items:
         raise no_usable_item(card, split, location, skipped)
-    return Loaded(items, tuple(skipped), published.digest, location.layout)
+    left_out = sum(unlabelled(card, row) for row in rows)
+    return Loaded(items, tuple(skipped), published.digest, location.layout, left_out)
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,8 @@ def _check(card: Card, split: str, published: Published, on_bad_item: OnBadItem)
 def apply_card(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple[list[Item], list[str]]:
     """The usable items of rows under a card's rules, and what is wrong with each other row.
 
+    Rows that have no label under the card's rule (`unlabelled`) are in neither.
+
     Raises:
         BadItemError: a row is wrong or its image file is missing, and `on_bad_item` is `fail`.
     """
@@ -226,6 +234,9 @@ def apply_card(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple
                 error = f"item {row.id}: image {path}: the file is missing"
         if error is None and rule.rule == "field" and rule.name not in row.fields:
             error = f"item {row.id}: field {rule.name!r} is absent (the card's rule for closed questions needs it)"
+        if unlabelled(card, row):
+            continue
+        error = error or _label_problem(card, row)
         if error is not None or row.image is None:
             if on_bad_item == "fail":
                 raise BadItemError(f"task {card.name}: {error}; --on-bad-item skip leaves such items out")
@@ -234,8 +245,45 @@ def apply_card(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple
         seen.add(row.id)
         closed = is_closed(rule, row)
         candidates = (tuple(dict.fromkeys(row.options)) or card.metadata.candidates) if closed else ()
-        items.append(Item(row.id, row.image, row.question, row.answer, closed, candidates, row.options))
+        kind = row.fields.get(card.metadata.types or "", "")
+        gold = label_of(card, row) or row.answer
+        items.append(Item(row.id, row.image, row.question, gold, closed, candidates, row.options, kind))
     return items, skipped
+
+
+def label_of(card: Card, row: Row) -> str | None:
+    """The gold answer of a row under the card's rule `label`; None where it has none, and is left out.
+
+    A report must have a text: a study without the sections that the card wants has no reference.
+
+    `first_word`: the first word of the published answer, punctuation around it taken off, if it is yes or no. A row of
+    multiple choice keeps its answer.
+    """
+    if card.metadata.kind == "report":
+        return row.answer.strip() or None
+    if card.metadata.label == "answer" or row.options:
+        return row.answer
+    word = next(iter(row.answer.split()), "").strip(_PUNCTUATION).casefold()
+    return word if word in ("yes", "no") else None
+
+
+def unlabelled(card: Card, row: Row) -> bool:
+    """Whether a card leaves a row out because its answer says neither yes nor no."""
+    return row.error is None and label_of(card, row) is None
+
+
+def _label_problem(card: Card, row: Row) -> str | None:
+    """What is wrong with the label or the type of a row of yes/no questions."""
+    if row.error is not None or card.metadata.kind != "hallucination":
+        return None
+    types, gold = card.metadata.types, label_of(card, row) or ""
+    if types is not None and not row.fields.get(types):
+        return f"item {row.id}: field {types!r} is absent (the card's types need it)"
+    if not row.question:
+        return f"item {row.id}: the question is empty"
+    if not row.options and gold.casefold() not in ("yes", "no"):
+        return f"item {row.id}: the answer {gold[:40]!r} should be yes or no"
+    return None
 
 
 def is_closed(rule: ClosedRule, row: Row) -> bool:

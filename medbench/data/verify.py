@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medbench.data.card import Card, Split
+from medbench.data.card import Card
 from medbench.data.check import check_images
 from medbench.data.item import is_there
-from medbench.data.load import apply_card, no_usable_item, read_published
+from medbench.data.load import apply_card, label_of, no_usable_item, read_published, unlabelled
+from medbench.data.metadata import Split
 from medbench.data.readers import Row
 from medbench.errors import RequestError, WorkError
 from medbench.progress import progress_bar
+from medbench.scoring.yesno import always_yes
 
 #: This many missing images are named, each with its items; more of them, or all, are counted in one line.
 NAMED = 10
@@ -61,7 +63,8 @@ def _verify_split(
         known = len(problems) == fits and expected.count is not None
         pinned = f"the {len(published.rows):,} questions {'and their digest ' if expected.digest else ''}match the card"
         problems.append(f"{pinned}, but {whole}" if known else whole)
-    row = {"items": 0, "closed": 0, "images": 0, "digest": published.digest, "images_digest": None}
+    row: dict[str, Any] = {"items": 0, "closed": 0, "images": 0, "digest": published.digest, "images_digest": None}
+    row |= _yes_no(card, split, published.rows, problems)
     if not items:
         return row
     with progress_bar(f"verify {card.name} {split}") as step:
@@ -73,6 +76,20 @@ def _verify_split(
         "images": len(checked.sizes),
         "images_digest": checked.images,
     }
+
+
+def _yes_no(card: Card, split: str, rows: Sequence[Row], problems: list[str]) -> dict[str, Any]:
+    """Of yes/no questions: how many have no label, and what always saying yes gets (the card's is checked)."""
+    if card.metadata.kind != "hallucination":
+        return {}
+    left_out = sum(unlabelled(card, row) for row in rows)
+    labels = [label_of(card, row) for row in rows if row.error is None]
+    found = always_yes([label for label in labels if label is not None])
+    rounded = {name: round(value, 4) for name, value in found.items()} if found else None
+    said = card.metadata.always_yes
+    if split == "test" and said is not None and said.model_dump() != rounded:
+        problems.append(f"always_yes: the card says {said.model_dump()}, the questions give {rounded}")
+    return {"left_out": left_out, "always_yes": rounded}
 
 
 def missing_images(rows: Sequence[Row]) -> dict[str, Path]:

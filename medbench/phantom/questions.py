@@ -42,7 +42,7 @@ def vqa(scene: Scene) -> list[Question]:
 
 
 def probes(scene: Scene) -> list[Question]:
-    """Yes/no questions about findings that are there and that are not (a kind at a site).
+    """Yes/no questions about findings that are there and that are not (a kind at a site); the kind is their type.
 
     One or two present findings of a scene with lesions (5 / 3 on average) and 19 / 15 absent ones; two absent ones of
     a normal scene, one scene in six: even overall.
@@ -56,7 +56,7 @@ def probes(scene: Scene) -> list[Question]:
         asked = asked[: 1 + (draws.below(15) < 4)]
         asked += [(finding, "yes") for finding in draws.some(sorted(there), min(2, len(there)))]
     return [
-        Question(f"Does this {about.image} show {article(kind)} in the {about.sites[site].name}?", answer, "probe")
+        Question(f"Does this {about.image} show {article(kind)} in the {about.sites[site].name}?", answer, kind)
         for (kind, site), answer in asked
     ]
 

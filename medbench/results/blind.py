@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from medbench.results.rows import (
     about_runs,
     column_name,
     differing,
+    is_imported,
     known_metrics,
     read_groups,
     row_order,
     without,
 )
-from medbench.results.tables import DEFAULT_METRICS, Format, with_notes
-from medbench.scoring.paired import Paired, estimate_paired
-from medbench.scoring.stats import Estimate
+from medbench.results.tables import DEFAULT_METRICS
+from medbench.results.writing import Format, points, with_notes
+from medbench.scoring.paired import Paired, estimate_paired, measures_of
 
 KINDS = ("test", "train")
 
@@ -55,6 +55,7 @@ class BlindTable:
         retrained: whether some blind test has another adapter than its sighted twin (it trained for itself).
         uneven: whether seeds were left out that only one of two twins has.
         incomplete: runs that are not finished.
+        imported: how many rows are other systems' answers, which have no blind twin to be had.
     """
 
     lines: tuple[Line, ...]
@@ -63,6 +64,7 @@ class BlindTable:
     retrained: bool
     uneven: bool
     incomplete: tuple[str, ...]
+    imported: int = 0
 
     def frame(self) -> pd.DataFrame:
         """One row a line, numbers as measured: what `--format csv` writes."""
@@ -81,7 +83,9 @@ def build_blind_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_ME
         WorkError: two twins answered different items or images.
     """
     metrics = known_metrics(metrics)
-    groups, incomplete = read_groups(paths)
+    found, incomplete = read_groups(paths)
+    groups = [group for group in found if not is_imported(group)]
+    imported = len(found) - len(groups)
     twins: dict[str, dict[str | None, Group]] = {}
     for group in groups:
         _, record = next(iter(group.values()))
@@ -106,11 +110,12 @@ def build_blind_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_ME
     if not lines:
         raise RequestError(
             f"nothing here has a blind twin ({len(sighted)} sighted rows, {len(groups) - len(sighted)} blind ones, "
-            f"{len(incomplete)} runs incomplete); "
+            + (f"{imported} imported, " if imported else "")
+            + f"{len(incomplete)} runs incomplete); "
             "run the command of a sighted run again with --blind test or --blind train"
         )
     orphans = sum(len(kinds) for kinds in twins.values() if None not in kinds)
-    return BlindTable(tuple(lines), alone, orphans, retrained, uneven, tuple(map(str, incomplete)))
+    return BlindTable(tuple(lines), alone, orphans, retrained, uneven, tuple(map(str, incomplete)), imported)
 
 
 def _adapter(run: tuple[Path, dict[str, Any]]) -> Any:
@@ -128,7 +133,7 @@ def _figures(
         for data in runs[0][1]["data"]:  # what was trained on, too
             _check_data(data, runs)
         first, second = ([read_scores(folder, task) for folder, _ in side] for side in sides)
-        for metric in metrics:
+        for metric in (name for name in metrics if name in measures_of(first[0])):
             try:
                 figures = estimate_paired(first, second, metric)
             except WorkError as error:
@@ -171,23 +176,16 @@ def render_blind(table: BlindTable, form: Format) -> str:
         cells += [line.setting or "-"] if with_setting else []
         cells += [line.blind, str(len(line.seeds)), line.task, line.metric]
         cells += [str(figures.difference.n), str(figures.difference.clusters)]
-        cells += [_points(figures.first), _points(figures.second), _points(figures.difference, "+")]
+        cells += [points(figures.first), points(figures.second), points(figures.difference, "+")]
         body.append(cells)
     return with_notes(header, body, _notes(table), form)
-
-
-def _points(estimate: Estimate, sign: str = "") -> str:
-    text = f"{100 * (estimate.value or 0.0):{sign}.1f}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
 
 
 def _notes(table: BlindTable) -> list[str]:
     backbones = ", ".join(sorted({line.row.backbone for line in table.lines}))
     kinds = {line.blind for line in table.lines}
     notes = [
-        f"Backbone: {escape(backbones)}. Percent; image adds: sighted less blank, in points, over the same items, "
+        f"Backbone: {backbones}. Percent; image adds: sighted less blank, in points, over the same items, "
         "paired, each item averaged over the seeds. Image-clustered 95 % bootstrap intervals."
     ]
     if "test" in kinds:
@@ -206,6 +204,8 @@ def _notes(table: BlindTable) -> list[str]:
         notes.append(f"Blind rows without a sighted twin, left out: {table.orphans}.")
     if table.alone:
         notes.append(f"Sighted rows without a blind twin, left out: {table.alone}.")
+    if table.imported:
+        notes.append(f"Imported rows, left out: {table.imported}.")
     if table.incomplete:
         notes.append(f"{len(table.incomplete)} incomplete runs are left out.")
     return notes

@@ -28,15 +28,21 @@ def environment(device: Any) -> dict[str, Any]:
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return software() | {
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def software() -> dict[str, Any]:
+    """Versions, git commit and platform: what of the environment is known without a device."""
     return {
         "python": platform.python_version(),
         "packages": {package: _version(package) for package in PACKAGES},
         "git": git_state(packaged("tasks").parent),
         "platform": platform.system() + " " + platform.machine(),
-        "device": device.type,
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
     }
 
 

@@ -15,10 +15,10 @@ from medbench.errors import RequestError, WorkError
 from medbench.files import read_json, read_parquet, write_json, write_parquet
 from medbench.job import Data, Job
 from medbench.protocol import task_protocols
+from medbench.scoring.kinds import get_family, kind_of
 from medbench.scoring.predictions import score_task
-from medbench.scoring.profiles import KEYS
 from medbench.scoring.stats import estimate_metrics
-from medbench.scoring.vqa import ITEM_COLUMNS, PROBABILITY_COLUMNS
+from medbench.scoring.vqa import ITEM_COLUMNS
 
 #: Raised when the meaning of a record's field changes; records of another version are refused, never guessed at.
 RECORD_SCHEMA = 1
@@ -36,7 +36,8 @@ def score_run(job: Job, data: Data) -> dict[str, Any]:
     tables, figures = [], {}
     for test in job.spec.tests:
         rows = stored[(stored["task"] == test.task) & (stored["split"] == test.split)]
-        scored = score_task(test.task, test.split, data.items(test).items, rows)
+        kind = job.cards[test.task].metadata.kind
+        scored = score_task(test.task, test.split, data.items(test).items, rows, kind=kind)
         tables.append(scored)
         figures[test.task] = task_figures([scored])
     write_parquet(job.folder / "scores.parquet", pd.concat(tables, ignore_index=True))
@@ -44,7 +45,23 @@ def score_run(job: Job, data: Data) -> dict[str, Any]:
 
 
 def task_figures(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    """n, clusters and metrics of a task, from one score table a seed: as in a record and in `--json`."""
+    """What a record and `--json` say of a task, from one score table a seed.
+
+    n, clusters and metrics; what else the kind's family has to say (`about`); and n, clusters and metrics of each type
+    of question, where the card names a field that types them.
+    """
+    kind = kind_of(tables[0])
+    family = get_family(kind)
+    figures = _figures(tables) if kind == "vqa" else {"kind": kind, **_figures(tables)}
+    if hasattr(family, "about"):
+        figures |= family.about(tables)
+    types = sorted(set(tables[0]["question_type"].dropna()) - {""}) if "question_type" in tables[0] else []
+    if types:
+        figures["types"] = {t: _figures([table[table["question_type"] == t] for table in tables]) for t in types}
+    return figures
+
+
+def _figures(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
     metrics = {name: estimate.to_json() for name, estimate in estimate_metrics(tables).items()}
     return {"n": len(tables[0]), "clusters": int(tables[0]["cluster"].nunique()), "metrics": metrics}
 
@@ -66,6 +83,8 @@ def write_record(job: Job, data: Data) -> Path:
             "profile": "medbench",
             "skipped": about["skipped"],
         }
+        if "left_out" in about:
+            tasks[test.task]["left_out"] = about["left_out"]
     total = predicted["parameters"]["total"]
     trainable = spec.budget.trainable
     record = {
@@ -144,12 +163,13 @@ def read_scores(folder: Path, task: str) -> pd.DataFrame:
     """
     path = folder / "scores.parquet"
     table = read_parquet(path)
-    lacking = [name for name in ("task", *ITEM_COLUMNS, *KEYS, *PROBABILITY_COLUMNS) if name not in table]
-    numbers = [name for name in (*KEYS, *PROBABILITY_COLUMNS) if name not in lacking]
+    found = table[table["task"] == task] if "task" in table else table
+    columns = getattr(get_family(kind_of(found)), "COLUMNS", ())
+    lacking = [name for name in ("task", *ITEM_COLUMNS, *columns) if name not in table]
+    numbers = [name for name in columns if name not in lacking]
     wrong = [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]
     if lacking or wrong:
         raise WorkError(f"{path}: broken scores (columns {', '.join(lacking + wrong)}); score or run again")
-    found = table[table["task"] == task]
     if found.empty:
         raise WorkError(f"{path}: no scores of task {task}; score or run again")
     return found
@@ -178,9 +198,9 @@ def load_records(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     Incomplete runs are left out and named in `frame.attrs["incomplete"]`.
 
     Returns:
-        Columns run, folder, method, seed, backbone, protocol, trained_on, blind ("train" or "test", missing for
-        sighted runs: never average over it), rank, trainable, percent, budget, budget_distance, comparable, dtype,
-        task, split, metric, value, low, high, n, clusters, reason.
+        Columns run, folder, method, seed, backbone, protocol, trained_on ("unknown" of imported runs), blind ("train"
+        or "test", missing for sighted runs: never average over it), rank, trainable, percent, budget, budget_distance,
+        comparable, dtype, task, split, metric, value, low, high, n, clusters, reason.
 
     Example:
         >>> import medbench
@@ -204,6 +224,8 @@ def _rows(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     run = {key: record[key] for key in ("run", "method", "seed", "backbone", "dtype")}
     run |= {key: parameters[key] for key in parameters if key != "total"}
     run |= {"folder": str(folder), "trained_on": "+".join(record["trained_on"])}
+    if record.get("imported"):
+        run["trained_on"] = "unknown"
     run["blind"] = record.get("blind")  # not in the records of before there were blind runs
     return [
         run

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
+from medbench.files import canonical_json
+from medbench.results.agreement import tested_conditions
+from medbench.results.marks import Standing, standings
 from medbench.results.record import read_scores
 from medbench.results.rows import (
     Cell,
@@ -22,10 +24,20 @@ from medbench.results.rows import (
     read_groups,
     row_order,
 )
+from medbench.results.writing import Format, marked, points, with_notes
 from medbench.scoring.stats import Estimate, estimate_metrics, metric_values, seed_sd
+from medbench.scoring.yesno import reference_lines
 
-Format = Literal["md", "csv", "latex", "html"]
-DEFAULT_METRICS = ("closed_accuracy", "open_recall")
+#: The score tables of each column's task, one a seed.
+Scores = dict[str, list[pd.DataFrame]]
+#: A table has those of them that its tasks' kinds have.
+DEFAULT_METRICS = (
+    *("closed_accuracy", "open_recall"),
+    *("accuracy", "balanced_accuracy"),
+    *("bleu_1", "bleu_4", "rouge_l", "cider_d", "finding_hallucination"),
+)
+#: Figures that are no fractions, and so not in percent.
+UNBOUNDED = frozenset({"cider_d"})
 BLIND_NOTE = (
     "Blind rows were tested on a blank image in place of every image; those marked train were trained on it, too."
 )
@@ -33,11 +45,24 @@ BLIND_NOTE = (
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in the order of method and training; columns are (task, metric); `incomplete` runs are left out."""
+    """Rows in the order of method and training; columns are (task, metric).
+
+    Attributes:
+        incomplete: runs that are left out.
+        standings: (row's number, task, metric) -> whether the row is the best of its column, or a tie with it.
+        untested: metrics of columns in which no two rows were tested, because they are no means over items.
+        uneven: of columns in which rows stand that were given other items, images or another scoring rule: the
+            fields in which these differ.
+        always_yes: what always answering yes gets on a task, where that is said.
+    """
 
     rows: tuple[Row, ...]
     columns: tuple[tuple[str, str], ...]
     incomplete: tuple[str, ...]
+    standings: dict[tuple[int, str, str], Standing] = field(default_factory=dict)
+    untested: tuple[str, ...] = ()
+    uneven: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    always_yes: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """One row a figure, numbers as measured: what `--format csv` writes."""
@@ -63,9 +88,12 @@ class Table:
                     "seeds": len(row.seeds),
                     "seed_sd": cell.seed_sd,
                     "reason": cell.estimate.reason,
+                    "mark": standing.mark if standing else None,
+                    "p_against_best": standing.p if standing else None,
                 }
-                for row in self.rows
+                for number, row in enumerate(self.rows)
                 for cell in row.cells
+                for standing in [self.standings.get((number, cell.task, cell.metric))]
                 if (cell.task, cell.metric) in self.columns
             ]
         )
@@ -83,12 +111,42 @@ def build_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_METRICS)
     """
     metrics = known_metrics(metrics)
     groups, incomplete = read_groups(paths)
-    rows = sorted((_row(group) for group in groups), key=row_order)
+    made = [(_row(group, scores), group, scores) for group in groups for scores in [_scores(group)]]
+    made.sort(key=lambda entry: row_order(entry[0]))
+    rows = tuple(row for row, _, _ in made)
     tasks = list(dict.fromkeys(cell.task for row in rows for cell in row.cells))
     columns = tuple(
         (task, metric) for task in tasks for metric in metrics if any(_shown(row, task, metric) for row in rows)
     )
-    return Table(tuple(rows), columns, tuple(map(str, incomplete)))
+    contents = [record["tasks"] for group in groups for _, record in group.values()]
+    always = {
+        task: about["always_yes"] for tasks in contents for task, about in tasks.items() if about.get("always_yes")
+    }
+    table = Table(rows, columns, tuple(map(str, incomplete)), always_yes=always)
+    return _with_standings(table, [(group, scores) for _, group, scores in made])
+
+
+def _with_standings(table: Table, made: Sequence[tuple[Group, Scores]]) -> Table:
+    found: dict[tuple[int, str, str], Standing] = {}
+    untested: list[str] = []
+    uneven: dict[str, tuple[str, ...]] = {}
+    for column, metric in table.columns:
+        here = {n: (made[n][0], made[n][1][column]) for n, row in enumerate(table.rows) if _shown(row, column, metric)}
+        own = standings(here, metric)
+        if own is None:
+            untested.append(metric)
+        else:
+            found |= {(n, column, metric): standing for n, standing in own.items()}
+        fields = _differing_tests(list(here.values()))
+        uneven |= {column: fields} if fields else {}
+    return replace(table, standings=found, untested=tuple(dict.fromkeys(untested)), uneven=uneven)
+
+
+def _differing_tests(rows: Sequence[tuple[Group, list[pd.DataFrame]]]) -> tuple[str, ...]:
+    """The fields in which what the rows of a column answered differs."""
+    conditions = [tested_conditions(group, str(tables[0]["task"].iloc[0])) for group, tables in rows]
+    keys = sorted({key for row in conditions for key in row})
+    return tuple(key for key in keys if len({canonical_json(row.get(key)) for row in conditions}) > 1)
 
 
 def _shown(row: Row, task: str, metric: str) -> bool:
@@ -96,13 +154,19 @@ def _shown(row: Row, task: str, metric: str) -> bool:
     return cell is not None and cell.estimate.value is not None
 
 
-def _row(group: Group) -> Row:
+def _scores(group: Group) -> Scores:
+    _, record = next(iter(group.values()))
+    return {
+        column_name(task, content["split"]): [read_scores(folder, task) for folder, _ in group.values()]
+        for task, content in record["tasks"].items()
+    }
+
+
+def _row(group: Group, scores: Scores) -> Row:
     _, record = next(iter(group.values()))
     cells = []
-    for task, content in record["tasks"].items():
-        column = column_name(task, content["split"])
-        tables = [read_scores(folder, task) for folder, _ in group.values()]
-        one = record["tasks"][task]["metrics"] if len(tables) == 1 else None
+    for content, (column, tables) in zip(record["tasks"].values(), scores.items(), strict=True):
+        one = content["metrics"] if len(tables) == 1 else None
         estimates = _read_estimates(one) if one is not None else estimate_metrics(tables)
         per_seed = [metric_values(table) for table in tables] if one is None else []
         cells += [
@@ -120,68 +184,56 @@ def render(table: Table, form: Format) -> str:
     """The table as Markdown, LaTeX (booktabs), HTML (escaped) or CSV (one row a figure)."""
     if form == "csv":
         return table.frame().to_csv(index=False)
-    seeds = max(len(row.seeds) for row in table.rows)
-    setting = {id(row): differing(row, table.rows) for row in table.rows}
-    with_setting, with_blind = any(setting.values()), any(row.blind for row in table.rows)
-    header = [
-        "method",
-        "trained on",
-        *(["blind"] if with_blind else []),
-        *(["setting"] if with_setting else []),
-        "trainable %",
-        "budget",
-        "of budget",
-        "seeds",
-    ]
+    setting = [differing(row, table.rows) for row in table.rows]
+    backbones = {row.backbone for row in table.rows if not row.imported}
+    shown = {"backbone": len(backbones) > 1, "blind": any(r.blind for r in table.rows), "setting": any(setting)}
+    header = ["method", "trained on", *(name for name, wanted in shown.items() if wanted)]
+    header += ["trainable %", "budget", "of budget", "seeds"]
     header += [f"{task} {metric}{_common_n(table, task, metric)}" for task, metric in table.columns]
     body = []
-    for row in table.rows:
-        cells = [row.method, row.trained_on or "-", *([row.blind or "-"] if with_blind else [])]
-        cells += [setting[id(row)]] if with_setting else []
-        cells += [_percent(row), row.parameters["budget"] or "-", _distance(row), str(len(row.seeds))]
-        cells += [_cell(table, row, task, metric) for task, metric in table.columns]
+    for number, row in enumerate(table.rows):
+        told = {"backbone": row.backbone, "blind": row.blind or "-", "setting": setting[number]}
+        cells = [row.method, row.trained_on or "-", *(told[name] for name, wanted in shown.items() if wanted)]
+        cells += [_percent(row), row.parameters["budget"] or "-", _distance(row)]
+        cells += ["-" if row.imported else str(len(row.seeds))]
+        cells += [_cell(table, number, task, metric) for task, metric in table.columns]
         body.append(cells)
-    return with_notes(header, body, _notes(table, seeds), form)
+    return with_notes(header, body, _notes(table), form)
 
 
-def with_notes(header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str], form: Format) -> str:
-    """A table's text in Markdown, LaTeX or HTML; the notes stand below it (they are HTML already)."""
-    formats = {"md": "github", "latex": "latex_booktabs", "html": "html"}
-    text = tabulate(body, header, tablefmt=formats[form], disable_numparse=True)
-    if form == "html":
-        return _page(text + "".join(f"\n<p>{note}</p>" for note in notes))
-    sign = {"md": "", "latex": "% "}[form]
-    return text + "\n\n" + "\n".join(sign + note for note in notes) + "\n"
-
-
-def _page(body: str) -> str:
-    """A page of its own, nothing fetched from elsewhere."""
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:80em;padding:0 1em;color:#222}"
-        "table{border-collapse:collapse;font-variant-numeric:tabular-nums}p{color:#555}"
-        "th,td{padding:.35em .8em;text-align:left;border-bottom:1px solid #ddd}"
-        "td{white-space:nowrap}th{border-bottom:2px solid #222}"
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>medbench</title>'
-        f"<style>{style}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def _notes(table: Table, seeds: int) -> list[str]:
-    from html import escape
-
-    backbones = ", ".join(sorted({row.backbone for row in table.rows}))
+def _notes(table: Table) -> list[str]:
+    backbones = ", ".join(sorted({row.backbone for row in table.rows if not row.imported}))
+    trained = {len(row.seeds) for row in table.rows if row.trained_on and not row.imported}
+    several = max(len(row.seeds) for row in table.rows) > 1
     lines = [
-        f"Backbone: {escape(backbones)}. Percent with image-clustered 95 % bootstrap intervals; n is items."
-        + (" One seed: the variance of training is unknown." if seeds == 1 else " ± is the deviation between seeds.")
+        (f"Backbone: {backbones}. " if backbones else "")
+        + "Percent with image-clustered 95 % bootstrap intervals; n is items."
+        + (" ± is the deviation between seeds." if several else " One seed: the variance of training is unknown.")
     ]
+    if several and 1 in trained:
+        lines.append("Rows of one seed: the variance of training is unknown.")
+    if table.standings:
+        lines.append(
+            f"{marked('Bold', 'best')}: the best of its column among the rows of one budget, training and test data; "
+            f"{marked('italic', 'tie')}: not separable from it (sign flips by image, Holm's correction over all pairs "
+            "of these rows in the column, 5 %; conditional on these seeds). Reference rows, blind rows and rows that "
+            "stand alone are not compared."
+        )
+        if table.untested:
+            lines.append(f"Nothing is marked under {', '.join(table.untested)}: no means over items, no test.")
     if any(not row.parameters["comparable"] for row in table.rows):
         lines.append(
             "Rows without a figure under 'of budget' do not stand under one budget (reference rows, fixed ranks)."
         )
     if any(row.blind for row in table.rows):
         lines.append(f"{BLIND_NOTE} `table --blind` sets them against the sighted rows.")
+    if any(row.imported for row in table.rows):
+        lines.append("Imported rows are other systems' answers, scored here; how they were trained is not known.")
+    if any(metric in UNBOUNDED for _, metric in table.columns):
+        lines.append("cider_d is no percentage: 10 is the most there is.")
+    lines += reference_lines(table.always_yes)
+    for column, fields in table.uneven.items():
+        lines.append(f"{column}: the rows differ in {', '.join(fields)}; those that do are not compared.")
     if table.incomplete:
         lines.append(f"{len(table.incomplete)} incomplete runs are left out.")
     return lines
@@ -194,6 +246,8 @@ def _common_n(table: Table, task: str, metric: str) -> str:
 
 def _percent(row: Row) -> str:
     percent = row.parameters["percent"]
+    if percent is None:  # imported
+        return "-"
     if row.method.startswith("adapter:"):
         return f"{percent:.3g} (stored)"
     return "0" if percent == 0 else f"{percent:.3g}"
@@ -206,14 +260,11 @@ def _distance(row: Row) -> str:
     return f"{100 * distance:+.1f} %" + (" (below)" if distance < -0.05 else "")
 
 
-def _cell(table: Table, row: Row, task: str, metric: str) -> str:
-    cell = row.cell(task, metric)
+def _cell(table: Table, number: int, task: str, metric: str) -> str:
+    cell = table.rows[number].cell(task, metric)
     if cell is None or cell.estimate.value is None:
         return "-"
-    estimate = cell.estimate
-    text = f"{100 * cell.estimate.value:.1f}"
-    if cell.seed_sd is not None:
-        text += f" ± {100 * cell.seed_sd:.1f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-    return text + ("" if _common_n(table, task, metric) else f" n={estimate.n}")
+    text = points(cell.estimate, sd=cell.seed_sd, scale=1 if metric in UNBOUNDED else 100)
+    text += "" if _common_n(table, task, metric) else f" n={cell.estimate.n}"
+    standing = table.standings.get((number, task, metric))
+    return marked(text, standing.mark if standing else None)

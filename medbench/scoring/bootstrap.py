@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medbench.errors import WorkError
-from medbench.scoring.weighted import Array, Statistic
+from medbench.scoring.weighted import Array, Statistic, SumStatistic
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 ONE_CLUSTER = "fewer than two clusters: no interval"
 NO_RESAMPLES = "no resamples: no interval"
-_CHUNK = 2_000_000  # numbers held at once by one step of a bootstrap (16 MB each array)
+_CHUNK = 500_000  # numbers held at once by one step of a bootstrap (4 MB each array, which stays in the cache)
 _MAX_UNDEFINED = 0.01  # share of resamples that may be undefined before the interval is not given
 
 
@@ -93,12 +93,7 @@ def cluster_bootstrap_mean(
         >>> cluster_bootstrap_mean([1, 0, 1, 1], ["a", "a", "b", "c"]).value
         0.75
     """
-    numbers = np.asarray(values, dtype=np.float64)
-    codes, count = _codes(clusters)
-    if len(codes) != len(numbers):
-        raise WorkError(f"{len(numbers)} values, but {len(codes)} clusters")
-    if not np.isfinite(numbers).all():
-        raise WorkError(f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)} values are not finite")
+    numbers, codes, count = coded(values, clusters)
     if count == 0:
         return Estimate(None, None, None, 0, 0, empty)
     sums = np.bincount(codes, weights=numbers, minlength=count)
@@ -124,7 +119,8 @@ def cluster_bootstrap(
 
     Args:
         statistic: From item weights (r, n) to values (r,), NaN where undefined; an item's weight is how often
-            its cluster was drawn. See `medbench.scoring.weighted`.
+            its cluster was drawn. A `SumStatistic` is much faster: only sums over clusters are resampled. See
+            `medbench.scoring.weighted`.
         clusters: The cluster of each item, compared as text; shape (n,).
         resamples: How many resamples; 0 for no interval.
         level: Coverage of the interval.
@@ -152,19 +148,56 @@ def cluster_bootstrap(
         return Estimate(None, None, None, n, count, undefined)
     if count < 2 or not resamples:
         return Estimate(value, None, None, n, count, ONE_CLUSTER if count < 2 else NO_RESAMPLES)
-    parts = []
-    for picked in _draws(count, resamples, max(n, count), seed):
-        rows = len(picked)
-        flat = (picked + np.arange(rows)[:, None] * count).ravel()
-        times = np.bincount(flat, minlength=rows * count).reshape(rows, count).astype(np.float64)
-        parts.append(statistic(times[:, codes]))
-    drawn = np.concatenate(parts)
+    return estimate_of_draws(value, cluster_draws(statistic, clusters, resamples, seed), n, count, level)
+
+
+def estimate_of_draws(value: float, drawn: Array, n: int, clusters: int, level: float = LEVEL) -> Estimate:
+    """A figure with the percentile interval of its values on the resamples (`cluster_draws`).
+
+    Example:
+        >>> estimate_of_draws(0.5, np.linspace(0, 1, 9), n=40, clusters=20, level=0.5)
+        Estimate(value=0.5, low=0.25, high=0.75, n=40, clusters=20, reason=None, left_out=0)
+    """
     missing = int(np.isnan(drawn).sum())
-    if missing > _MAX_UNDEFINED * resamples:
-        reason = f"undefined on {missing} of {resamples} resamples: no interval"
-        return Estimate(value, None, None, n, count, reason)
+    if missing > _MAX_UNDEFINED * len(drawn):
+        reason = f"undefined on {missing} of {len(drawn)} resamples: no interval"
+        return Estimate(value, None, None, n, clusters, reason)
     low, high = _percentiles(drawn[~np.isnan(drawn)], level)
-    return Estimate(value, low, high, n, count)
+    return Estimate(value, low, high, n, clusters)
+
+
+def cluster_draws(statistic: Statistic, clusters: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """The values of a statistic on each resample of clusters, NaN where it is undefined; shape (resamples,)."""
+    codes, count = _codes(clusters)
+    sums = np.empty((count, 0))
+    if isinstance(statistic, SumStatistic):
+        columns = statistic.columns.T
+        sums = np.stack([np.bincount(codes, weights=column, minlength=count) for column in columns], axis=1)
+    parts = []
+    for picked in _draws(count, resamples, count if sums.size else max(len(codes), count), seed):
+        rows = len(picked)
+        picked += np.arange(rows)[:, None] * count
+        times = np.bincount(picked.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+        if isinstance(statistic, SumStatistic):
+            parts.append(statistic.of_sums(times @ sums))
+        else:
+            parts.append(statistic(times[:, codes]))
+    return np.concatenate(parts)
+
+
+def coded(values: ArrayLike, clusters: ArrayLike) -> tuple[Array, NDArray[np.intp], int]:
+    """Values as numbers, the number of each item's cluster in the order of the names, and how many clusters.
+
+    Raises:
+        WorkError: A value is not finite, or there are not as many clusters as values.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    codes, count = _codes(clusters)
+    if len(codes) != len(numbers):
+        raise WorkError(f"{len(numbers)} values, but {len(codes)} clusters")
+    if not np.isfinite(numbers).all():
+        raise WorkError(f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)} values are not finite")
+    return numbers, codes, count
 
 
 def _codes(clusters: ArrayLike) -> tuple[NDArray[np.intp], int]:

@@ -6,20 +6,28 @@ interval of the difference is that of a paired comparison.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
-from medbench.errors import WorkError
-from medbench.scoring.bootstrap import LEVEL, RESAMPLES, Estimate, cluster_bootstrap, cluster_bootstrap_mean
-from medbench.scoring.stats import STATISTICS, mean_over_seeds
-from medbench.scoring.vqa import METRICS, PROBABILITY_METRICS
-from medbench.scoring.weighted import Array, Statistic
+from medbench.errors import RequestError, WorkError, did_you_mean
+from medbench.scoring.analytic import clustered_se
+from medbench.scoring.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Estimate,
+    cluster_bootstrap,
+    cluster_bootstrap_mean,
+    cluster_draws,
+    estimate_of_draws,
+)
+from medbench.scoring.kinds import get_family, kind_of
+from medbench.scoring.measures import Measure, Settings, aligned
+from medbench.scoring.permutation import PERMUTATIONS, SignFlip, sign_flip_test
+from medbench.scoring.weighted import Array, Statistic, combined
 
 Tables = Sequence[pd.DataFrame]
 
@@ -33,6 +41,50 @@ class Paired:
     difference: Estimate
 
 
+@dataclass(frozen=True)
+class Tested:
+    """A paired difference, tested.
+
+    Attributes:
+        figures: the two sides and their difference.
+        se: standard error of the difference, None with fewer than two clusters: `clustered_se` (CR1) of the items'
+            differences, or for what is no mean over items the standard deviation of the bootstrap.
+        flip: the sign-flip test, None for what is no mean over items.
+        reason: why there is no test, else None.
+    """
+
+    figures: Paired
+    se: float | None
+    flip: SignFlip | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two sides' tables in one order, and the items that both can use for a measure."""
+
+    measure: Measure
+    sides: tuple[list[pd.DataFrame], list[pd.DataFrame]]
+    used: NDArray[np.bool_]
+
+    @property
+    def clusters(self) -> pd.Series:
+        return self.sides[0][0].loc[self.used, "cluster"]
+
+    @property
+    def empty(self) -> str:
+        """Why there are no items, where there are none."""
+        lead = self.sides[0][0]
+        if not self.measure.of_type(lead).any():
+            return f"no {self.measure.type} items"
+        alone = all(usable_items(side, self.measure).any() for side in self.sides)
+        return f"no {self.measure.type} items that both sides can use" if alone else self.measure.empty
+
+    def means(self) -> list[Array]:
+        """Each side's value of each item, averaged over the seeds."""
+        return [item_means(side, self.measure, self.used) for side in self.sides]
+
+
 def estimate_paired(
     first: Tables, second: Tables, metric: str, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Paired:
@@ -41,64 +93,150 @@ def estimate_paired(
     Args:
         first: One score table (`medbench.scoring.vqa.score_table`) a seed, in any order of the rows.
         second: The same for the other side; it may have another number of seeds.
-        metric: Of `METRICS` or `PROBABILITY_METRICS`.
+        metric: Of those of the tables' kind.
         resamples: How many resamples.
         level: Coverage of the intervals.
         seed: Seed of the draws.
 
     Returns:
-        Scores are averaged over the seeds, each item by itself (`auroc` and `ece`: the metric, in each resample),
-        then clusters are resampled. As in `estimate_metrics`, intervals are conditional on the seeds.
+        Scores are averaged over the seeds, each item by itself (what is no mean over items, such as `auroc`: the
+        metric, in each resample), then clusters are resampled. As in `estimate_metrics`, intervals are conditional on
+        the seeds.
 
     Raises:
+        RequestError: The kind has no such metric that can be compared item by item.
         WorkError: The sides, or the seeds of one, differ in items, clusters, types, profile, or in which scores
             are defined.
     """
-    one, two = _same_order(first, second)
-    boot: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
-    if metric in METRICS:
-        kind, column = METRICS[metric]
-        sides = [mean_over_seeds(side) for side in (one, two)]
-        used = (sides[0]["type"] == kind) & sides[0][column].notna() & sides[1][column].notna()
-        return _of_means([side.loc[used, column].to_numpy() for side in sides], one[0].loc[used, "cluster"], kind, boot)
-    score, outcome = PROBABILITY_METRICS[metric]
-    used = one[0]["type"] == "closed"
-    for table in (*one, *two):
-        used &= table[[score, outcome]].notna().all(axis=1)
-    clusters = one[0].loc[used, "cluster"]
-    if metric not in STATISTICS:
-        means = [np.mean([table.loc[used, outcome] for table in side], axis=0) for side in (one, two)]
-        return _of_means(means, clusters, "closed", boot)
-    make = STATISTICS[metric]
-    made = [[make(table.loc[used, score], table.loc[used, outcome]) for table in side] for side in (one, two)]
-
-    def mean(side: int, weights: Array) -> Array:
-        return np.mean([statistic(weights) for statistic in made[side]], axis=0)
-
-    def difference(weights: Array) -> Array:
-        return mean(0, weights) - mean(1, weights)
-
-    wanted: list[Statistic] = [partial(mean, 0), partial(mean, 1), difference]
-    why = "all items have the same gold answer"
-    return Paired(*(cluster_bootstrap(statistic, clusters, undefined=why, **boot) for statistic in wanted))
+    settings: Settings = {"resamples": resamples, "level": level, "seed": seed}
+    return _figures(_pair(first, second, metric), settings)[0]
 
 
-def _of_means(values: Sequence[Array], clusters: ArrayLike, kind: str, boot: dict[str, Any]) -> Paired:
-    one, two = values
-    why = f"no {kind} items that both sides can use"
-    return Paired(*(cluster_bootstrap_mean(v, clusters, empty=why, **boot) for v in (one, two, one - two)))
+def compare_paired(
+    first: Tables,
+    second: Tables,
+    metric: str,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Tested:
+    """As `estimate_paired`, with the standard error of the difference and a sign-flip test by cluster.
+
+    The test is of the items' differences (`medbench.scoring.permutation.sign_flip_test`), so there is one for means
+    over items alone.
+    """
+    pair = _pair(first, second, metric)
+    figures, drawn = _figures(pair, {"resamples": resamples, "level": level, "seed": seed})
+    if figures.difference.value is None:
+        return Tested(figures, None, None, figures.difference.reason)
+    if pair.measure.statistic is not None:
+        usable = drawn[~np.isnan(drawn)]
+        se = float(usable.std(ddof=1)) if figures.difference.low is not None else None
+        return Tested(figures, se, None, f"{metric} is no mean over items: no sign-flip test")
+    one, two = pair.means()
+    flip = sign_flip_test(one - two, pair.clusters, permutations, seed)
+    return Tested(figures, clustered_se(one - two, pair.clusters), flip)
 
 
-def _same_order(first: Tables, second: Tables) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
-    """All tables with their rows in the order of the first one."""
-    lead = first[0].reset_index(drop=True)
-    ids = list(lead["id"])
-    for table in (*first, *second):
-        if len(table) != len(ids) or set(table["id"]) != set(ids):
-            raise WorkError(f"the two sides have different items: {len(ids)} and {len(table)} rows, not all the same")
-    one, two = ([table.set_index("id").loc[ids].reset_index() for table in side] for side in (first, second))
+def measure_of(table: pd.DataFrame, metric: str) -> Measure:
+    """What a metric is for the kind of task that a score table is of.
+
+    Raises:
+        RequestError: the kind has no such metric that can be compared item by item.
+    """
+    measures = measures_of(table)
+    if metric not in measures:
+        raise RequestError(f"tasks of kind {kind_of(table)} have no {metric}; {did_you_mean(metric, measures)}")
+    return measures[metric]
+
+
+def measures_of(table: pd.DataFrame) -> Mapping[str, Measure]:
+    """The metrics of the kind of task that a score table is of, as far as they can be compared item by item."""
+    family = get_family(kind_of(table))
+    found: dict[str, Measure] = dict(getattr(family, "MEASURES", {}))
+    if hasattr(family, "plugin_measures"):  # of optional scorers, where the table has their columns
+        found |= family.plugin_measures(list(table.columns))
+    return found
+
+
+def item_means(side: Tables, measure: Measure, used: NDArray[np.bool_]) -> Array:
+    """The value of each used item for a mean over items, averaged over the seeds; the tables are in one order."""
+    column = measure.columns[-1]
+    values: Array = np.mean([table.loc[used, column].to_numpy(np.float64) for table in side], axis=0)
+    return values
+
+
+def usable_items(side: Tables, measure: Measure) -> NDArray[np.bool_]:
+    """Which items every seed of a side can use for a measure; the tables are in one order.
+
+    Raises:
+        WorkError: the seeds differ in which scores they define, and the measure does not count what is left out.
+    """
+    if not measure.counted and any((measure.usable([t]) != measure.usable(side[:1])).any() for t in side[1:]):
+        raise WorkError("the seeds differ in which scores of an item are defined")
+    return measure.usable(side)
+
+
+def _pair(first: Tables, second: Tables, metric: str) -> _Pair:
+    one, two = same_order(first, second)
+    measure = measure_of(one[0], metric)
+    return _Pair(measure, (one, two), usable_items(one, measure) & usable_items(two, measure))
+
+
+def _figures(pair: _Pair, settings: Settings) -> tuple[Paired, Array]:
+    """The figures, and the differences on the resamples (empty where there are none, and for means)."""
+    measure, used, clusters = pair.measure, pair.used, pair.clusters
+    of_type = measure.of_type(pair.sides[0][0])
+    left_out = int(of_type.sum() - used.sum()) if measure.counted else 0
+    drawn: Array = np.empty(0)
+    if measure.statistic is None:
+        one, two = pair.means()
+        found = [cluster_bootstrap_mean(v, clusters, empty=pair.empty, **settings) for v in (one, two, one - two)]
+    else:
+        found, drawn = _of_statistics(pair, settings)
+    return Paired(*(replace(estimate, left_out=left_out) for estimate in found)), drawn
+
+
+def _of_statistics(pair: _Pair, settings: Settings) -> tuple[list[Estimate], Array]:
+    """Both sides are drawn by the same arithmetic, so the difference of equal ones is zero to the bit."""
+    measure, clusters = pair.measure, pair.clusters
+    sides = [_mean_statistic(side, measure, pair.used) for side in pair.sides]
+    plain = [cluster_bootstrap(s, clusters, 0, empty=pair.empty, undefined=measure.undefined) for s in sides]
+    one, two = plain
+    if one.value is None or two.value is None:
+        return [*plain, one if one.value is None else two], np.empty(0)
+    difference = replace(one, value=one.value - two.value)
+    if one.clusters < 2 or not settings["resamples"]:
+        return [*plain, difference], np.empty(0)
+    drawn = [cluster_draws(statistic, clusters, settings["resamples"], settings["seed"]) for statistic in sides]
+    drawn.append(drawn[0] - drawn[1])
+    values = (one.value, two.value, one.value - two.value)
+    found = zip(values, drawn, strict=True)
+    return [estimate_of_draws(v, d, one.n, one.clusters, settings["level"]) for v, d in found], drawn[-1]
+
+
+def _mean_statistic(side: Tables, measure: Measure, used: NDArray[np.bool_]) -> Statistic:
+    """The mean over the seeds of a statistic, which is computed a seed at a time."""
+    make = measure.statistic
+    assert make is not None
+    each = [make(*(table.loc[used, name] for name in measure.columns)) for table in side]
+    return combined(each, [1 / len(each)] * len(each))
+
+
+def same_order(first: Tables, second: Tables) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+    """All tables of two sides with their rows in the order of the first one.
+
+    Raises:
+        WorkError: The sides, or the seeds of one, differ in items, clusters, types or profile.
+    """
+    one, two = aligned(first), aligned(second)
+    ids = list(one[0]["id"])
+    if len(two[0]) != len(ids) or set(two[0]["id"]) != set(ids):
+        raise WorkError(f"the two sides have different items: {len(ids)} and {len(two[0])} rows, not all the same")
+    two = [table.set_index("id").loc[ids].reset_index() for table in two]
     for column in ("cluster", "type", "profile"):
-        differ = int((two[0][column].to_numpy() != lead[column].to_numpy()).sum())
+        differ = int((two[0][column].to_numpy() != one[0][column].to_numpy()).sum())
         if differ:
             raise WorkError(f"the two sides differ in the {column} of {differ} of {len(ids)} items")
     return one, two

@@ -4,18 +4,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medbench.errors import RequestError, did_you_mean
-from medbench.scoring.profiles import Profile, Scores, get_profile
+from medbench.scoring.profiles import Profile, Scores, as_profile
 
 TYPES = ("closed", "open")
 
 
-def score_pairs(pairs: Iterable[Mapping[str, Any]], profile: str = "medbench") -> list[Scores]:
+def score_pairs(pairs: Iterable[Mapping[str, Any]], profile: str | Profile = "medbench") -> list[Scores]:
     """Score pairs under one profile.
 
     Args:
         pairs: Rows with the keys `gold` and `prediction` (text) and `type` ("closed" or "open"); others are
             ignored.
-        profile: The name of a scoring profile.
+        profile: A scoring profile, or its name.
 
     Returns:
         One row a pair, in order: the keys closed, em, quasi_em, precision, recall, f1, rouge_l; None where
@@ -28,7 +28,7 @@ def score_pairs(pairs: Iterable[Mapping[str, Any]], profile: str = "medbench") -
         >>> score_pairs([{"gold": "yes", "prediction": "Yes.", "type": "closed"}])[0]["closed"]
         1.0
     """
-    rule = get_profile(profile)
+    rule = as_profile(profile)
     return [_score(rule, number, pair) for number, pair in enumerate(pairs, start=1)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,14 @@ import pandas as pd
 
 from medbench.data.item import Item
 from medbench.errors import RequestError
-from medbench.scoring.vqa import score_table
+from medbench.scoring.kinds import get_family
+from medbench.scoring.profiles import Profile
 
 COLUMNS = ("id", "prediction")
 
 
 def gold_table(task: str, items: Sequence[Item], predictions: pd.DataFrame) -> pd.DataFrame:
-    """Predictions joined with what the data says of each item: cluster, type, gold, options.
+    """Predictions joined with what the data says of each item: cluster, type, gold, options, question type.
 
     Args:
         task: named in errors.
@@ -23,7 +25,7 @@ def gold_table(task: str, items: Sequence[Item], predictions: pd.DataFrame) -> p
         predictions: columns id, prediction and optionally probabilities.
 
     Raises:
-        RequestError: a column is missing, or the ids are not those of the items; counts them.
+        RequestError: a column is missing, or the ids are not those of the items; counts them, names the first.
     """
     for column in COLUMNS:
         if column not in predictions:
@@ -31,13 +33,15 @@ def gold_table(task: str, items: Sequence[Item], predictions: pd.DataFrame) -> p
             raise RequestError(f"task {task}: predictions need a column {column!r}; there are {there}")
     known = {item.id: item for item in items}
     ids = [str(value) for value in predictions["id"]]
-    unknown, missing = set(ids) - known.keys(), known.keys() - set(ids)
-    repeated = len(ids) - len(set(ids))
-    if unknown or missing or repeated:
-        raise RequestError(
-            f"task {task}: the predictions do not fit the {len(known)} items: {len(missing)} missing, "
-            f"{len(unknown)} unknown, {repeated} repeated ids"
-        )
+    said = Counter(ids)
+    wrong = {
+        "missing": [i for i in known if i not in said],
+        "unknown": [i for i in said if i not in known],
+        "duplicate": [i for i, times in said.items() if times > 1],
+    }
+    if any(wrong.values()):
+        counted = [f"{len(found)} {kind}{_first(found)}" for kind, found in wrong.items()]
+        raise RequestError(f"task {task}: the predictions do not fit the {len(known)} items: {', '.join(counted)} ids")
     rows = [known[i] for i in ids]
     options: Any = [item.options for item in rows]
     return predictions.assign(
@@ -46,25 +50,41 @@ def gold_table(task: str, items: Sequence[Item], predictions: pd.DataFrame) -> p
         type=[item.type for item in rows],
         gold=[item.answer for item in rows],
         options=options,
+        question_type=[item.question_type for item in rows],
     ).reset_index(drop=True)
 
 
+def _first(ids: Sequence[str], shown: int = 3) -> str:
+    """The first few ids in parentheses, long ones cut; nothing for none."""
+    named = [repr(i if len(i) <= 40 else f"{i[:40]}...") for i in ids[:shown]]
+    return f" ({', '.join([*named, '...'] if len(ids) > shown else named)})" if ids else ""
+
+
 def score_task(
-    task: str, split: str, items: Sequence[Item], predictions: pd.DataFrame, profile: str = "medbench"
+    task: str,
+    split: str,
+    items: Sequence[Item],
+    predictions: pd.DataFrame,
+    profile: str | Profile = "medbench",
+    kind: str = "vqa",
 ) -> pd.DataFrame:
-    """The score table of one task's predictions, with columns task and split in front.
+    """The score table of one task's predictions, with columns task, split and kind in front.
 
     Args:
         task: its name.
         split: of the items.
         items: all the items that must be answered.
         predictions: as for `gold_table`.
-        profile: a scoring profile.
+        profile: a scoring profile, or its name.
+        kind: of the task, as its card has it.
 
     Returns:
-        See `medbench.scoring.vqa.score_table`.
+        See the `score` of the kind's family (`medbench.scoring.kinds`).
+
+    Raises:
+        RequestError: as `gold_table`, or tasks of this kind cannot be scored.
     """
-    table = score_table(gold_table(task, items, predictions), profile)
-    table.insert(0, "split", split)
-    table.insert(0, "task", task)
+    table = get_family(kind).score(gold_table(task, items, predictions), profile)
+    for name, value in (("kind", kind), ("split", split), ("task", task)):
+        table.insert(0, name, value)
     return table

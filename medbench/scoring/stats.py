@@ -6,8 +6,6 @@ is conditional on the seeds, and `seed_sd` is printed beside it.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -21,9 +19,11 @@ from medbench.scoring.bootstrap import (
     cluster_bootstrap,
     cluster_bootstrap_mean,
 )
+from medbench.scoring.kinds import get_family, kind_of
+from medbench.scoring.measures import aligned
 from medbench.scoring.profiles import KEYS
-from medbench.scoring.vqa import ITEM_COLUMNS, METRICS, PROBABILITY_METRICS
-from medbench.scoring.weighted import Array, Statistic, auroc_statistic, ece_statistic
+from medbench.scoring.vqa import ITEM_COLUMNS
+from medbench.scoring.weighted import Statistic, auroc_statistic, ece_statistic
 
 __all__ = [
     "Estimate",
@@ -39,12 +39,6 @@ STATISTICS: dict[str, Callable[[ArrayLike, ArrayLike], Statistic]] = {
     "auroc": auroc_statistic,
     "ece": ece_statistic,
 }
-
-
-class _Settings(TypedDict):
-    resamples: int
-    level: float
-    seed: int
 
 
 def mean_over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -63,12 +57,12 @@ def mean_over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         WorkError: No table, or they differ in items, clusters, types, profile, or in which scores are
             defined.
     """
-    aligned = _aligned(tables)
-    stacked = np.stack([table[list(KEYS)].to_numpy(dtype=np.float64) for table in aligned])
+    same = aligned(tables)
+    stacked = np.stack([table[list(KEYS)].to_numpy(dtype=np.float64) for table in same])
     gaps = np.isnan(stacked)
     if (gaps != gaps[0]).any():
         raise WorkError("the seeds differ in which scores of an item are defined")
-    mean = aligned[0][list(ITEM_COLUMNS)].copy()
+    mean = same[0][list(ITEM_COLUMNS)].copy()
     mean[list(KEYS)] = stacked.mean(axis=0)
     return mean
 
@@ -94,85 +88,22 @@ def metric_values(table: pd.DataFrame) -> dict[str, float | None]:
 def estimate_metrics(
     tables: Sequence[pd.DataFrame], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> dict[str, Estimate]:
-    """All figures of a VQA task over its seeds.
+    """All figures of a task over its seeds, as its kind has them (`medbench.scoring.kinds`).
 
     Args:
-        tables: One score table (`medbench.scoring.vqa.score_table`) a seed, in any order of the rows.
+        tables: One score table a seed, in any order of the rows; their column `kind` says which figures they have,
+            and without one they are of kind `vqa` (`medbench.scoring.vqa.score_table`).
         resamples: How many resamples.
         level: Coverage of the intervals.
         seed: Seed of the draws.
 
     Returns:
-        Metric name -> estimate, for all of `METRICS` and `PROBABILITY_METRICS`. The latter are over the closed
-        items that every seed can use; the others are counted in `left_out`. `auroc` and `ece` are computed a
-        seed at a time and averaged, in each resample too; `choice_accuracy` is a mean over items.
+        Metric name -> estimate. Items that a figure cannot use are counted in its `left_out`. What is no mean over
+        items (`auroc`, `ece`, `f1`) is computed a seed at a time and averaged, in each resample too.
 
     Raises:
         WorkError: As `mean_over_seeds`.
     """
-    settings: _Settings = {"resamples": resamples, "level": level, "seed": seed}
-    aligned = _aligned(tables)
-    mean = mean_over_seeds(aligned)
-    found: dict[str, Estimate] = {}
-    for name, (kind, column) in METRICS.items():
-        items = mean[mean["type"] == kind]
-        used = items[items[column].notna()]
-        why = f"profile has no {column} for {kind} items" if len(items) else f"no {kind} items"
-        found[name] = cluster_bootstrap_mean(used[column], used["cluster"], empty=why, **settings)
-    for name in PROBABILITY_METRICS:
-        found[name] = _estimate_probability_metric(name, aligned, settings)
-    return found
-
-
-def _estimate_probability_metric(name: str, aligned: list[pd.DataFrame], settings: _Settings) -> Estimate:
-    score, outcome = PROBABILITY_METRICS[name]
-    closed = (aligned[0]["type"] == "closed").to_numpy()
-    usable = closed.copy()
-    for table in aligned:
-        usable &= table[[score, outcome]].notna().all(axis=1).to_numpy()
-    clusters = aligned[0].loc[usable, "cluster"]
-    empty = "no closed item has the probabilities it needs" if closed.any() else "no closed items"
-    if name in STATISTICS:
-        statistic = _mean_statistic(
-            [STATISTICS[name](table.loc[usable, score], table.loc[usable, outcome]) for table in aligned]
-        )
-        why = "all items have the same gold answer"
-        estimate = cluster_bootstrap(statistic, clusters, empty=empty, undefined=why, **settings)
-    else:
-        values = np.mean([table.loc[usable, outcome].to_numpy(dtype=np.float64) for table in aligned], axis=0)
-        estimate = cluster_bootstrap_mean(values, clusters, empty=empty, **settings)
-    return replace(estimate, left_out=int(closed.sum() - usable.sum()))
-
-
-def _mean_statistic(statistics: list[Statistic]) -> Statistic:
-    """The mean of several statistics of the same items under the same weights."""
-
-    def mean(weights: Array) -> Array:
-        total = statistics[0](weights)
-        for statistic in statistics[1:]:
-            total = total + statistic(weights)
-        return total / len(statistics)
-
-    return mean
-
-
-def _aligned(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The tables with their rows in the order of the first, checked to be of the same items and profile."""
     if not tables:
         raise WorkError("no score table")
-    first = tables[0].reset_index(drop=True)
-    aligned = [first]
-    for number, table in enumerate(tables[1:], start=2):
-        known, other = set(first["id"]), set(table["id"])
-        if known != other or len(first) != len(table):
-            raise WorkError(
-                f"seeds 1 and {number} have different items: {len(first)} and {len(table)} rows, "
-                f"{len(known - other)} ids only in the first, {len(other - known)} only in the other"
-            )
-        ordered = table.set_index("id").loc[list(first["id"])].reset_index()
-        for column in ("cluster", "type", "profile"):
-            differ = int((ordered[column].to_numpy() != first[column].to_numpy()).sum())
-            if differ:
-                raise WorkError(f"seeds 1 and {number} differ in the {column} of {differ} of {len(first)} items")
-        aligned.append(ordered)
-    return aligned
+    return get_family(kind_of(tables[0])).estimate(tables, resamples, level, seed)

@@ -11,7 +11,7 @@ from medbench.errors import RequestError
 from medbench.scoring.choices import named_option
 from medbench.scoring.normalise import tokens
 from medbench.scoring.pairs import score_one, text_problem, type_problem
-from medbench.scoring.profiles import KEYS, Profile, get_profile
+from medbench.scoring.profiles import KEYS, Profile, as_profile
 
 METRICS: dict[str, tuple[str, str]] = {
     "closed_accuracy": ("closed", "closed"),
@@ -38,14 +38,14 @@ PROBABILITY_COLUMNS = ("p_yes", "gold_is_yes", "confidence", "argmax_right")
 _INPUT_COLUMNS = ("id", "cluster", "type", "gold", "prediction")
 
 
-def score_table(items: pd.DataFrame, profile: str = "medbench") -> pd.DataFrame:
+def score_table(items: pd.DataFrame, profile: str | Profile = "medbench") -> pd.DataFrame:
     """Score each item under one profile.
 
     Args:
         items: Columns id (unique), cluster, type ("closed" or "open"), gold, prediction; optionally
             probabilities: candidate -> probability as a mapping or its JSON, or None; and options: the answers
             that a multiple-choice question offers, in order (see `medbench.scoring.choices`), empty elsewhere.
-        profile: The name of a scoring profile.
+        profile: A scoring profile, or its name.
 
     Returns:
         One row an item, in order, index 0..n-1: id, cluster, type, profile; the scores closed, em, quasi_em,
@@ -63,14 +63,14 @@ def score_table(items: pd.DataFrame, profile: str = "medbench") -> pd.DataFrame:
         >>> score_table(items)[["recall", "precision"]].iloc[0].tolist()
         [0.5, 1.0]
     """
-    rule = get_profile(profile)
+    rule = as_profile(profile)
     _check(items)
     given = items["probabilities"] if "probabilities" in items else [None] * len(items)
     offered = items["options"] if "options" in items else [()] * len(items)
     columns = (items[name] for name in _INPUT_COLUMNS)
     rows: list[dict[str, Any]] = []
     for item_id, cluster, kind, gold, prediction, probabilities, options in zip(*columns, given, offered, strict=True):
-        row = {"id": item_id, "cluster": cluster, "type": kind, "profile": profile}
+        row = {"id": item_id, "cluster": cluster, "type": kind, "profile": rule.NAME}
         row |= score_one(rule, kind, gold, named_option(prediction, options) if kind == "closed" else prediction)
         if kind == "closed":
             row |= _probability_row(rule, gold, parse_probabilities(item_id, probabilities))

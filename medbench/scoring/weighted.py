@@ -4,7 +4,8 @@ In a bootstrap an item's weight is how often its cluster was drawn; what does no
 (sorting, binning) is done once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,50 @@ Statistic = Callable[[Array], Array]
 """From weights (resamples x items) to one value a resample, NaN where it is undefined."""
 
 ECE_BINS = 15
+
+
+@dataclass(frozen=True)
+class SumStatistic:
+    """A statistic that is a function of weighted sums over the items, such as any mean, ratio or F1.
+
+    All items of a cluster have one weight, so a bootstrap can add up each cluster once and then work with as many
+    rows as there are clusters: exactly the same values, without a weight for every item.
+
+    Attributes:
+        columns: What is summed; shape (n, k).
+        of_sums: From sums of shape (r, k) to values of shape (r,), NaN where undefined.
+    """
+
+    columns: Array
+    of_sums: Callable[[Array], Array]
+
+    def __call__(self, weights: Array) -> Array:
+        """The values under item weights of shape (r, n); shape (r,)."""
+        return self.of_sums(weights @ self.columns)
+
+
+def combined(statistics: Sequence[Statistic], factors: Sequence[float]) -> Statistic:
+    """A sum of statistics of the same items, each times a factor: a mean over seeds, or a difference of two sides.
+
+    Example:
+        >>> first, second = (ece_statistic(sure, [1, 0]) for sure in ([1.0, 1.0], [0.5, 0.5]))
+        >>> combined([first, second], [1, -1])(np.ones((1, 2))).tolist()
+        [0.5]
+    """
+    if not all(isinstance(statistic, SumStatistic) for statistic in statistics):
+
+        def added(weights: Array) -> Array:
+            return np.sum([factor * part(weights) for part, factor in zip(statistics, factors, strict=True)], axis=0)
+
+        return added
+    parts = [statistic for statistic in statistics if isinstance(statistic, SumStatistic)]
+    ends = np.cumsum([part.columns.shape[1] for part in parts])[:-1]
+
+    def of_sums(sums: Array) -> Array:
+        split = zip(parts, np.split(sums, ends, axis=1), factors, strict=True)
+        return np.sum([factor * part.of_sums(own) for part, own, factor in split], axis=0)
+
+    return SumStatistic(np.concatenate([part.columns for part in parts], axis=1), of_sums)
 
 
 def auroc_statistic(score: ArrayLike, positive: ArrayLike) -> Statistic:
@@ -53,7 +98,7 @@ def auroc_statistic(score: ArrayLike, positive: ArrayLike) -> Statistic:
     return statistic
 
 
-def ece_statistic(confidence: ArrayLike, correct: ArrayLike, bins: int = ECE_BINS) -> Statistic:
+def ece_statistic(confidence: ArrayLike, correct: ArrayLike, bins: int = ECE_BINS) -> SumStatistic:
     """Expected calibration error as a function of item weights (Guo et al. 2017, equation 3).
 
     It is biased upwards on few items, and more so in a resample, so its interval may lie above the value.
@@ -74,13 +119,23 @@ def ece_statistic(confidence: ArrayLike, correct: ArrayLike, bins: int = ECE_BIN
         [0.4]
     """
     sure = np.asarray(confidence, dtype=np.float64)
+    columns = np.zeros((len(sure), bins + 1))
+    columns[np.arange(len(sure)), ece_bin(sure, bins)] = np.asarray(correct, dtype=np.float64) - sure
+    columns[:, bins] = 1
+
+    def of_sums(sums: Array) -> Array:
+        off, total = np.abs(sums[:, :bins]).sum(axis=1), sums[:, bins]
+        return np.divide(off, total, out=np.full(len(sums), np.nan), where=total > 0)
+
+    return SumStatistic(columns, of_sums)
+
+
+def ece_bin(confidence: ArrayLike, bins: int = ECE_BINS) -> NDArray[np.intp]:
+    """The bin of each confidence: of equal width over [0, 1], with the upper edge and not the lower (0 in the first).
+
+    Example:
+        >>> ece_bin([0.0, 0.5, 0.51, 1.0], bins=2).tolist()
+        [0, 0, 1, 1]
+    """
     edges = np.linspace(0, 1, bins + 1)[1:-1]
-    gap = np.zeros((len(sure), bins))
-    gap[np.arange(len(sure)), np.searchsorted(edges, sure, side="left")] = np.asarray(correct, dtype=np.float64) - sure
-
-    def statistic(weights: Array) -> Array:
-        total = weights.sum(axis=1)
-        off = np.abs(weights @ gap).sum(axis=1)
-        return np.divide(off, total, out=np.full(len(weights), np.nan), where=total > 0)
-
-    return statistic
+    return np.searchsorted(edges, np.asarray(confidence, dtype=np.float64), side="left")

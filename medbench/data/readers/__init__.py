@@ -17,11 +17,18 @@ from medbench.data.item import ImageRef
 from medbench.errors import RequestError, did_you_mean
 
 LAYOUTS = {
+    "cares": "medbench.data.readers.cares",
+    "fairvlmed_npz": "medbench.data.readers.fairvlmed",
     "hub_parquet": "medbench.data.readers.hub_parquet",
     "llava_conversations": "medbench.data.readers.llava",
+    "med_hallmark": "medbench.data.readers.med_hallmark",
+    "medheval": "medbench.data.readers.medheval",
+    "mimic_cxr_jpg": "medbench.data.readers.mimic_cxr",
+    "mmed_rag": "medbench.data.readers.mmed_rag",
     "omnimedvqa": "medbench.data.readers.omnimedvqa",
     "pathvqa_lxmert": "medbench.data.readers.pathvqa",
     "phantom": "medbench.data.readers.phantom",
+    "r2gen_annotation": "medbench.data.readers.r2gen",
     "slake_folder": "medbench.data.readers.slake",
     "vqa_cp": "medbench.data.readers.vqa_cp",
     "vqa_rad_json": "medbench.data.readers.vqa_rad",

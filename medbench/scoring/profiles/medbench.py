@@ -7,10 +7,11 @@ against a gold answer without one.
 from collections import Counter
 
 from medbench.scoring.normalise import tokens
-from medbench.scoring.profiles import Scores, scores
+from medbench.scoring.profiles import Overall, Scores, scores
 
 NAME = "medbench"
 SOURCE = "medbench's own rule: whole-token matching; multiset overlap as in SQuAD (Rajpurkar et al. 2016)"
+OVERALL: Overall = {}
 
 _YES_NO = frozenset({"yes", "no"})
 
