@@ -242,6 +242,8 @@ def table(
 ) -> None:
     """Fold runs into a table: methods as rows, tasks as columns, mean over seeds with interval.
 
+    The best of each column is marked, and what is not separable from it, among rows of one budget and training.
+
     Blind runs are rows of their own; --blind sets each against the sighted row that it differs from in nothing else.
     """
     from medbench.results.blind import build_blind_table, render_blind

@@ -66,7 +66,7 @@ def make_record(
     method: str = "lora", seed: int = 0, trained: tuple[str, ...] = ("toy",), **spec: Any
 ) -> dict[str, Any]:
     """A record without figures; `spec` replaces fields of the spec, by dotted names with `__` for dots."""
-    outside = method in ("none", "full_ft")
+    outside = method in ("none", "full_ft", "full_ft_moe")
     trained = () if method == "none" else trained
     training = {"batch_size": 16, "epochs": 1.0, "lr": 0.003}
     content: dict[str, Any] = {

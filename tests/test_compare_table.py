@@ -27,15 +27,17 @@ SKILLS = {"lora": 0.0, "dora": 0.02, "goat": 0.3, "kasa": 0.28}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four methods under one budget, two seeds each: two of one skill, two of a better one; and what has no rank."""
+    """Four methods under one budget, two seeds each: two of one skill, two of a better one; and what takes no part."""
     out = tmp_path_factory.mktemp("marked")
     for place, (name, skill) in enumerate(SKILLS.items()):
         for seed in range(2):
             run(out, name, seed, answers(10 * place + seed, skill))
-    run(out, "full_ft", 0, answers(90, 0.9))
     run(out, "none", 0, answers(91, 0.9))
-    run(out, "lora", 0, answers(92, 0.9), blind="test")
     run(out, "lora", 0, answers(93, 0.9), budget__request="2M")
+    for seed, name in enumerate(("full_ft", "full_ft_moe")):
+        run(out, name, 0, answers(94 + seed, 0.9))
+    for seed, name in enumerate(("lora", "goat")):
+        run(out, name, 0, answers(96 + seed, 0.9), blind="test")
     return out
 
 

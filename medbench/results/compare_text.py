@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from medbench.results.agreement import is_reference
@@ -120,6 +121,14 @@ def notes(found: Comparisons) -> list[str]:
     return said + _about_runs(found)
 
 
+def _within_seeds(line: Comparison) -> bool:
+    """Whether a difference that is called one is no larger than what the seeds alone could make of it."""
+    difference, seeds = line.tested.figures.difference.value, max(len(line.first.seeds), len(line.second.seeds))
+    if line.seed_sd is None or difference is None or line.verdict in (None, "not separable"):
+        return False
+    return abs(difference) < 2 * line.seed_sd / math.sqrt(seeds)
+
+
 def _about_runs(found: Comparisons) -> list[str]:
     said = []
     if any(max(len(line.first.seeds), len(line.second.seeds)) == 1 for line in found.lines):
@@ -129,6 +138,11 @@ def _about_runs(found: Comparisons) -> list[str]:
     if any(line.seed_sd is not None for line in found.lines):
         said.append(
             "± is the deviation of the difference between seeds; intervals and p are conditional on the seeds trained."
+        )
+    if shaky := [f"{line.metric} against {line.second.row.method}" for line in found.lines if _within_seeds(line)]:
+        said.append(
+            "Separable on these seeds, yet less than two standard errors of the variation between them (± / "
+            f"sqrt(seeds)), so other seeds may say otherwise: {', '.join(dict.fromkeys(shaky))}."
         )
     training = {
         f"{field.removeprefix('stages.0.')} {one} ({line.first.row.method}) and {two} ({line.second.row.method})": None
