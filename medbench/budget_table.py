@@ -86,7 +86,7 @@ def _figures(
     if about is not None and targets_of(recipe, backbone) == about.targets:
         counted = tuner.count_published(settings, share.rank or 0, about)
         published = None if counted is None else float(100 * counted / about.denominator)
-    in_tower = share.trainable - (table.total - (table.tower or 0) if tuner.trains_base else 0)
+    in_tower = share.trainable - (table.trained_base - (table.tower or 0) if tuner.trains_base else 0)
     experts = settings.get("num_experts")
     routers = sum(la.count * tuner.router_layer(settings, la.out, la.inp) for la in table.layers)
     below = share.distance is not None and share.distance < -TOLERANCE

@@ -22,6 +22,7 @@ import yaml
 from medbench.data.card import Card
 from medbench.data.group import Group
 from medbench.errors import RequestError, did_you_mean
+from medbench.grid import Grid
 from medbench.methods import Method
 from medbench.tuners import third_party
 
@@ -133,8 +134,16 @@ class Settings:
     @property
     def svd_cache(self) -> Path | None:
         """The folder of the weights' decompositions; None where they are not kept."""
+        return self._cached("svd")
+
+    @property
+    def embedding_cache(self) -> Path | None:
+        """The folder of frozen towers' embeddings; None where they are not kept."""
+        return self._cached("embeddings")
+
+    def _cached(self, what: str) -> Path | None:
         base = self.cache or _user_cache()
-        return base / "svd" if base and self.cache_gb else None
+        return base / what if base and self.cache_gb else None
 
 
 def _user_cache() -> Path | None:
@@ -172,6 +181,14 @@ class Catalog:
                 found.setdefault(path.stem, path)
         return found
 
+    def grids(self) -> dict[str, Path]:
+        """Name -> YAML file of the grids: those of the folder `grids` in each folder of methods."""
+        found: dict[str, Path] = {}
+        for folder in self._folders("methods"):
+            for path in sorted(folder.glob("grids/*.yaml")):
+                found.setdefault(path.stem, path)
+        return found
+
     def _folders(self, kind: Kind) -> list[Path]:
         if kind not in self._known:
             entries = [entry for entry in entry_points(group=f"medbench.{kind}") if not entry.attr]  # else a class
@@ -199,6 +216,14 @@ class Catalog:
         """A group of tasks, by name."""
         path = self.groups()[name]
         return Group.parse(read_yaml(path), path)
+
+    def grid(self, name: str) -> Grid:
+        """A grid, by name or path."""
+        known = self.grids()
+        if name not in known and not name.endswith((".yaml", ".yml")):
+            raise RequestError(f"unknown grid {name!r}; {did_you_mean(name, known)}, or the path of a YAML file")
+        path = known.get(name, Path(name))
+        return Grid.parse(read_yaml(path), path)
 
     def task_names(self, pattern: str) -> list[str]:
         """The tasks that a name, a group or a wildcard (`slake*`, in alphabetical order) stands for.

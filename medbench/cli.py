@@ -11,13 +11,17 @@ import typer
 
 from medbench import __version__
 from medbench.catalog import Catalog
-from medbench.cli_compare import compare, reliability
+from medbench.cli_align import align
+from medbench.cli_audit import audit
+from medbench.cli_compare import compare, reliability, where_field
 from medbench.cli_data import data_app
+from medbench.cli_forget import forget, interference
 from medbench.cli_lm_eval import lm_eval
 from medbench.cli_nano import nano_app
 from medbench.cli_options import DataRoot, Json, choice, print_json, split_names
 from medbench.cli_routes import routes
 from medbench.cli_score import import_, score
+from medbench.cli_sweep import sweep
 from medbench.errors import RequestError
 from medbench.progress import speaks
 
@@ -71,7 +75,15 @@ def run(
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated; each is a run of its own.")] = "0",
-    protocol: Annotated[str | None, typer.Option(help="Refuse anything but zero_shot or in_domain.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="zero_shot, in_domain: refuse anything else. transfer: each tested task after training on the others."
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Train on this many images of each class, drawn by the seed.")
+    ] = None,
     split: Annotated[
         str, typer.Option(help="test, or validation (then training leaves the validation images out).")
     ] = "test",
@@ -109,7 +121,7 @@ def run(
 
     The same request twice does no work the second time; an interrupted one goes on from its last finished step.
     """
-    from medbench.job import Job
+    from medbench.job import jobs_of
     from medbench.methods import parse_settings
     from medbench.plan import Request, resolve
     from medbench.results.environment import command_words
@@ -125,7 +137,8 @@ def run(
         budget=budget,
         seeds=_seeds(seeds),
         split=choice("--split", split, ("test", "validation")),
-        protocol=choice("--protocol", protocol, ("zero_shot", "in_domain")) if protocol else None,
+        protocol=choice("--protocol", protocol, ("zero_shot", "in_domain", "transfer")) if protocol else None,
+        shots=shots,
         limit=limit,
         train_limit=train_limit,
         settings=parse_settings(settings or []),
@@ -143,24 +156,11 @@ def run(
         rows = [preview(spec, plan, root) for spec in plan.specs]
         print_json({"plan": rows}) if as_json else print(preview_text(rows))
         return
-    about = f"backbone {plan.backbone.name}: {plan.backbone.description} The paper's is --backbone qwen2.5-vl-7b."
-    jobs = [
-        Job(
-            spec,
-            plan.cards,
-            plan.backbone,
-            out / spec.identity,
-            root,
-            device,
-            tuple(split_names(report_to)),
-            plan.adapter,
-            command_words(sys.argv[1:]),
-            catalog.settings.svd_cache,
-            catalog.settings.cache_gb,
-        )
-        for spec in plan.specs
-    ]
-    folders = run_all(jobs, heading=about if plan.backbone.scale == "nano" and not as_json else "")
+    paper = "biomedclip" if plan.backbone.kind == "clip" else "qwen2.5-vl-7b"
+    about = f"backbone {plan.backbone.name}: {plan.backbone.description} The paper's is --backbone {paper}."
+    words = command_words(sys.argv[1:])
+    jobs = jobs_of(plan, catalog.settings, out, root, device, split_names(report_to), words)
+    folders = run_all(jobs, heading=about if plan.backbone.name.startswith("nano-") and not as_json else "")
     if speaks():
         _report(folders, as_json)
 
@@ -185,18 +185,17 @@ def _report(folders: list[Path], as_json: bool) -> None:
 
 
 def _seeds(text: str) -> list[int]:
+    from medbench.grid import check_seeds
+
     try:
-        seeds = [int(part) for part in split_names(text)]
+        return check_seeds([int(part) for part in split_names(text)], f"--seeds {text!r}")
     except ValueError as error:
         raise RequestError(f"--seeds {text!r}: expected whole numbers, for example 0,1,2") from error
-    if not seeds or min(seeds) < 0 or max(seeds) >= 2**32:  # what numpy takes
-        raise RequestError(f"--seeds {text!r}: expected numbers from 0 to 2**32 - 1, for example 0,1,2")
-    return seeds
 
 
 @app.command("list")
 def list_names(
-    what: Annotated[str, typer.Argument(help="tasks, groups, methods, backbones or profiles.")],
+    what: Annotated[str, typer.Argument(help="tasks, groups, methods, backbones, profiles or grids.")],
     as_json: Json = False,
 ) -> None:
     """List what there is by name."""
@@ -234,10 +233,23 @@ def table(
         list[Path] | None, typer.Argument(help="Run folders, or folders of them [default: results/runs].")
     ] = None,
     form: Annotated[str, typer.Option("--format", help="md, csv, latex or html.")] = "md",
-    metrics: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "closed_accuracy,open_recall",
+    metrics: Annotated[
+        str | None, typer.Option(help="Comma-separated, or all [default: the main ones of each kind of task].")
+    ] = None,
     blind: Annotated[
         bool, typer.Option("--blind", help="What the image adds: sighted rows beside their blind twins, paired.")
     ] = False,
+    paper: Annotated[
+        str | None,
+        typer.Option(help="In the shape of this table of the paper (T2), over its sets, with the published figures."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="With --paper: another group of tasks, for example real_cls.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="With --paper: [METHOD:]FIELD=VALUE, which runs must have, as for compare."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fold runs into a table: methods as rows, tasks as columns, mean over seeds with interval.
@@ -245,13 +257,23 @@ def table(
     The best of each column is marked, and what is not separable from it, among rows of one budget and training.
 
     Blind runs are rows of their own; --blind sets each against the sighted row that it differs from in nothing else.
+    --paper takes the sets of a row from many runs: one trained on each set, or on the others of the group.
     """
     from medbench.results.blind import build_blind_table, render_blind
-    from medbench.results.tables import build_table, render
+    from medbench.results.paper_table import build_paper_table
+    from medbench.results.paper_text import paper_frame, render_paper
+    from medbench.results.tables import DEFAULT_METRICS, build_table, render
 
     chosen: Any = choice("--format", form, ("md", "csv", "latex", "html"))
-    paths, names = runs or [DEFAULT_OUT], split_names(metrics)
-    if blind:
+    paths, names = runs or [DEFAULT_OUT], split_names(metrics) if metrics else DEFAULT_METRICS
+    if paper is None and (group or where):
+        raise RequestError("--group and --where are for --paper; name it, for example --paper T2")
+    if paper is not None and (blind or metrics):
+        raise RequestError("--paper has metrics of its own and sighted rows alone; leave --metrics and --blind out")
+    if paper is not None:
+        shaped = build_paper_table(paths, paper, Catalog(), group, [where_field(text) for text in where or []])
+        frame, text = paper_frame(shaped), render_paper(shaped, chosen)
+    elif blind:
         twins = build_blind_table(paths, names)
         frame, text = twins.frame(), render_blind(twins, chosen)
     else:
@@ -260,9 +282,14 @@ def table(
     print_json(json.loads(frame.to_json(orient="records"))) if as_json else print(text, end="")
 
 
+app.command()(audit)
+app.command()(align)
 app.command()(compare)
+app.command()(forget)
+app.command()(interference)
 app.command()(reliability)
 app.command()(score)
+app.command()(sweep)
 app.command("import")(import_)
 app.command()(routes)
 app.command("lm-eval")(lm_eval)

@@ -46,7 +46,7 @@ def compare(
         task,
         choice("--split", split, ("test", "validation")),
         split_names(metric),
-        [_where(text) for text in where or []],
+        [where_field(text) for text in where or []],
     )
     print_json(numbers(found)) if as_json else print(render_comparisons(found), end="")
 
@@ -77,7 +77,12 @@ def reliability(
         print("\n".join("\n".join([reliability_text(f), *drawn]) for f, drawn in zip(shown, files, strict=True)))
 
 
-def _where(text: str) -> tuple[str | None, str, Any]:
+def where_field(text: str) -> tuple[str | None, str, Any]:
+    """A `--where` as method (None: all), field and value.
+
+    Raises:
+        RequestError: not of that form.
+    """
     from medbench.methods import parse_settings
 
     name, sign, value = text.partition("=")

@@ -32,3 +32,13 @@ def choice(option: str, value: str, known: tuple[str, ...]) -> Any:
     if value not in known:
         raise RequestError(f"{option} {value!r}: {did_you_mean(value, known)}")
     return value
+
+
+def seed_list(text: str) -> list[int]:
+    """The seeds of `--seeds`, if they are some (`medbench.grid.check_seeds`)."""
+    from medbench.grid import check_seeds
+
+    try:
+        return check_seeds([int(part) for part in split_names(text)], f"--seeds {text!r}")
+    except ValueError as error:
+        raise RequestError(f"--seeds {text!r}: expected whole numbers, for example 0,1,2") from error

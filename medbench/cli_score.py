@@ -31,6 +31,14 @@ def score(
     as_reported: Annotated[
         bool, typer.Option("--as-reported", help="With medevalkit: precision, recall, F1 rotated, as it prints them.")
     ] = False,
+    plug_in: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Score reports by a trained model, too, from the folder of its weights: chexbert, radgraph, "
+            "ratescore or green; repeatable.",
+        ),
+    ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -45,6 +53,8 @@ def score(
     if pairs is not None:
         if predictions is not None or task is not None:
             raise RequestError("--pairs needs no predictions and no --task: its lines hold the gold answers")
+        if plug_in:
+            raise RequestError("--plug-in scores the reports of a task, not --pairs")
         _score_pairs(pairs, rule, as_json)
         return
     if predictions is None or task is None:
@@ -52,16 +62,17 @@ def score(
 
     from medbench.listing import text_table
     from medbench.results.rescore import moved_table, rescore, rescore_all
+    from medbench.scoring.report_plugins import request_plugins
 
-    catalog = Catalog()
+    catalog, plugins = Catalog(), request_plugins(plug_in or [])
     card, root = catalog.task(task), data_root or catalog.settings.data_root
     if rule is None:
-        found = rescore_all(predictions, card, split, root)
+        found = rescore_all(predictions, card, split, root, plugins)
         if not as_json:
             print(text_table(moved_table(found)))
             print(f"\nPercent, over the same {found['n']:,} predictions; moved: by the rule alone, in points.")
     else:
-        found = rescore(predictions, card, split, rule, root)
+        found = rescore(predictions, card, split, rule, root, plugins)
         if not as_json:
             print(text_table([{"metric": name} | entry for name, entry in found["metrics"].items()]))
     if as_json:

@@ -11,6 +11,7 @@ from medbench.errors import RequestError
 
 ADAPTER_FILES = ("adapter_*.safetensors", "*.json")
 CONFIG_FILES = ("*.json", "*.jinja")
+CLIP_FILES = ("open_clip_*.safetensors", "*.json", "*.txt", "tokenizer.model")
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
 
 

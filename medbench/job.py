@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medbench.backbones.registry import Backbone
 from medbench.data.card import Card
 from medbench.data.check import Checked
 from medbench.files import read_json, write_json
 from medbench.spec import DataSpec, RunSpec
+
+if TYPE_CHECKING:
+    from medbench.catalog import Settings
+    from medbench.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Job:
         command: the request in words, for the record.
         svd_cache: where decompositions of weights are kept; None keeps none. No part of what the run is.
         svd_cache_gb: what they may take (GiB).
+        protocol: as the request asked for it; asked for zero-shot, a tested image that is trained on is refused.
+        embedding_cache: where embeddings of frozen towers are kept; None keeps none. No part of what the run is.
     """
 
     spec: RunSpec
@@ -42,6 +49,8 @@ class Job:
     command: str = ""
     svd_cache: Path | None = None
     svd_cache_gb: float = 20.0
+    embedding_cache: Path | None = None
+    protocol: str | None = None
 
     def step(self, name: str) -> dict[str, Any] | None:
         """What a finished step left (`data`, `fit`, `predict`), or None."""
@@ -65,3 +74,33 @@ class Data:
     def items(self, spec: DataSpec) -> Checked:
         """The items a spec names, limits applied."""
         return self.splits[spec.task, spec.split]
+
+
+def jobs_of(
+    plan: Plan,
+    settings: Settings,
+    out: Path,
+    data_root: Path | None = None,
+    device: str = "auto",
+    report_to: Sequence[str] = (),
+    command: str = "",
+) -> list[Job]:
+    """The jobs of a plan, each with its folder `<out>/<identity>`; the caches are those of the settings."""
+    return [
+        Job(
+            spec,
+            plan.cards,
+            plan.backbone,
+            out / spec.identity,
+            data_root,
+            device,
+            tuple(report_to),
+            plan.adapter,
+            command,
+            settings.svd_cache,
+            settings.cache_gb,
+            settings.embedding_cache,
+            plan.protocol,
+        )
+        for spec in plan.specs
+    ]

@@ -104,12 +104,30 @@ def profile_rows(catalog: Catalog) -> Rows:
     return [{"name": name, "kind": "profile", "source": get_profile(name).SOURCE} for name in profile_names()]
 
 
+def grid_rows(catalog: Catalog) -> Rows:
+    """The grids of `sweep`."""
+    grids = [catalog.grid(name) for name in sorted(catalog.grids())]
+    return [
+        {
+            "name": grid.name,
+            "kind": "grid",
+            "axes": [f"{name} ({len(values)})" for name, values in grid.axes.items()],
+            "cells": len(grid.points()),
+            "seeds": len(grid.seeds),
+            "data": "local" if grid.data_root else "generated",
+            "description": grid.description,
+        }
+        for grid in grids
+    ]
+
+
 LISTS: dict[str, Callable[[Catalog], Rows]] = {
     "tasks": task_rows,
     "groups": group_rows,
     "methods": method_rows,
     "backbones": backbone_rows,
     "profiles": profile_rows,
+    "grids": grid_rows,
 }
 
 

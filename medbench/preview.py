@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from medbench.backbones.registry import Backbone
-from medbench.data.load import limited, load_items
+from medbench.data.load import load_items
 from medbench.listing import text_table
 from medbench.plan import Plan, table_for
+from medbench.plan_data import chosen
 from medbench.run import check_adapter
 from medbench.spec import DataSpec, RunSpec
 from medbench.tuners import get_tuner
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Tokens an item is taken to have, image included, for the estimate of memory: a nano question, a 7B question.
-_TOKENS = {"nano": 64, "vlm": 768}
+#: Tokens an item is taken to have, image included, for the estimate of memory: a nano question, a 7B question, the
+#: patches of a ViT-B/16.
+_TOKENS = {"nano": 64, "vlm": 768, "clip": 197}
 #: Bytes kept for the backward pass, as a multiple of the adapted layers' inputs and outputs (norms, attention, MLP).
 _ACTIVATIONS = 2.0
 
@@ -31,8 +33,8 @@ def preview(spec: RunSpec, plan: Plan, data_root: Path | None) -> dict[str, Any]
     check_adapter(spec)
 
     def count(data: DataSpec) -> int:
-        items = load_items(plan.cards[data.task], data.split, data_root, spec.on_bad_item).items
-        return len(limited(items, data.limit, data.split))
+        card = plan.cards[data.task]
+        return len(chosen(card, data, load_items(card, data.split, data_root, spec.on_bad_item).items, spec.seed))
 
     stages = []
     for stage in spec.stages:
@@ -60,12 +62,13 @@ def preview(spec: RunSpec, plan: Plan, data_root: Path | None) -> dict[str, Any]
 
 def memory_estimate(spec: RunSpec, backbone: Backbone) -> int:
     """Bytes of weights, gradients, AdamW's two moments and activations of one forward and backward. An estimate."""
-    table = table_for(backbone, str(spec.method.adapter.get("targets", "language")))
+    table = table_for(backbone, str(spec.method.adapter.get("targets", backbone.default_targets)))
     unit = _BYTES[spec.dtype]
     trainable = spec.budget.trainable
     tuner = get_tuner(spec.method.tuner) if spec.method.tuner != "adapter" else None
     whole = tuner is not None and tuner.trains_base
-    weights = 4 * trainable if whole else unit * table.total + 4 * trainable
+    frozen = table.total - table.trained_base if whole else table.total
+    weights = unit * frozen + 4 * trainable
     if not spec.stages:
         return weights
     training = spec.stages[0].training

@@ -6,10 +6,10 @@ the likelihoods of candidate answers. The counting is one small matrix product a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,8 +20,12 @@ from medbench.backbones.vlm import Vlm
 from medbench.data.card import Card
 from medbench.data.item import Item
 from medbench.inference.predict import Prediction, Predictor
+from medbench.inference.zero_shot import ZeroShotPredictor
 from medbench.results.routes import LayerUse, Routes, Segments, TaskUse, merge_parts, write_routes
 from medbench.spec import DataSpec, Generation, MethodSpec
+
+if TYPE_CHECKING:
+    from medbench.backbones.clip import Clip
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Router:
         write_routes(folder, Routes(self.experts, self.kind, self.top_k, self.segments, tasks))
 
 
-def router_of(vlm: Vlm, method: MethodSpec) -> Router | None:
+def router_of(vlm: Vlm | Clip, method: MethodSpec) -> Router | None:
     """The routers of a model that a run is tested with; None where it has none."""
     log = getattr(vlm.model, "routing_log", None)  # a `PeftModel` hands this on to its tuner
     if not isinstance(log, RoutingLog):
@@ -92,14 +96,40 @@ class RoutedPredictor(Predictor):
         """As `Predictor.predict`."""
         with collected_use(self.log) as use:
             rows = super().predict(items, step)
-        layers = {layer: _plain(found.tokens, found.slots, found.mass) for (layer, _), found in use.items()}
-        tokens = next(reversed(layers.values())).tokens if layers else 0
-        self.use = TaskUse(self.split, len(items), tokens, layers)
+        self.use = _task_use(self.split, len(items), use)
         return rows
 
-    def _loglikelihoods(self, *args: Any) -> list[list[float]]:
+    def loglikelihoods(self, *args: Any) -> list[list[float]]:
+        """As `Predictor.loglikelihoods`."""
         with uncollected(self.log):  # they read the prompts again
-            return super()._loglikelihoods(*args)
+            return super().loglikelihoods(*args)
+
+
+class RoutedZeroShot(ZeroShotPredictor):
+    """A classifier that also counts, the patches (and class tokens) of every image; `use` is what the last chunk used.
+
+    The prompts are embedded before, and do not count.
+    """
+
+    use: TaskUse
+
+    def __init__(self, log: RoutingLog, split: str, *args: Any, **kwargs: Any):
+        """Args: what the model's routers write to; the split that is tested; as for `ZeroShotPredictor`."""
+        super().__init__(*args, **kwargs)
+        self.log, self.split = log, split
+
+    def predict(self, items: Sequence[Item], step: Callable[[int], None]) -> list[Prediction]:
+        """As `ZeroShotPredictor.predict`."""
+        with collected_use(self.log) as use:
+            rows = super().predict(items, step)
+        self.use = _task_use(self.split, len(items), use)
+        return rows
+
+
+def _task_use(split: str, items: int, use: Mapping[Any, Any]) -> TaskUse:
+    layers = {layer: _plain(found.tokens, found.slots, found.mass) for (layer, _), found in use.items()}
+    tokens = next(reversed(layers.values())).tokens if layers else 0
+    return TaskUse(split, items, tokens, layers)
 
 
 def _plain(tokens: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor) -> LayerUse:

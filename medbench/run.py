@@ -16,7 +16,8 @@ from medbench.errors import WorkError
 from medbench.files import canonical_json, run_lock
 from medbench.job import Job
 from medbench.progress import note
-from medbench.results.record import is_finished, write_record
+from medbench.protocol import refuse_leaks
+from medbench.results.record import is_finished, read_record, write_record
 from medbench.spec import RunSpec
 from medbench.tuners import get_tuner
 
@@ -30,6 +31,7 @@ def run(job: Job) -> Path:
         MedbenchError: see the steps; what was finished before stays and is not done again.
     """
     if is_finished(job.folder):
+        refuse_leaks((read_record(job.folder).get("leaks") or {}).get("overlaps", []), job.protocol)
         _tidy(job.folder)
         return job.folder
     # Imported here: a finished run, and everything that only reads runs, needs no torch.

@@ -21,8 +21,9 @@ from medbench.methods import Training
 #: Raised whenever the meaning of a field, or the code behind a figure, changes: then old runs are not mistaken for new.
 SPEC_VERSION = 1
 _CONFIG = ConfigDict(extra="forbid")
-#: Fields of `RunSpec` that are younger than `SPEC_VERSION`, and their defaults in JSON.
-_LATER = {"blind": None}
+#: Fields of `RunSpec` and of `DataSpec` that are younger than `SPEC_VERSION`, and their defaults in JSON.
+_LATER = {"blind": None, "prompts": None, "trace": None}
+_LATER_OF_DATA = {"shots": None}
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -31,7 +32,7 @@ class BackboneSpec:
 
     name: str
     weights: str
-    kind: Literal["vlm"] = "vlm"
+    kind: Literal["vlm", "clip"] = "vlm"
     processor: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -64,7 +65,8 @@ class BudgetSpec:
 class DataSpec:
     """A split of a task: which card (version and digest), which split, how many items at most.
 
-    `digest` pins questions and answers where the card does not.
+    `digest` pins questions and answers where the card does not. `shots`: of each class this many items, drawn by the
+    run's seed (classification, training only).
     """
 
     task: str
@@ -73,6 +75,7 @@ class DataSpec:
     card: str
     digest: str | None = None
     limit: int | None = None
+    shots: int | None = None
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -119,13 +122,20 @@ class RunSpec:
     version: int = SPEC_VERSION
     #: `train`: trained and tested on blank images; `test`: trained as usual, tested on blank images.
     blind: Literal["train", "test"] | None = None
+    #: `single`: classes are named by one prompt each; None: by the card's ensemble (kind `clip` alone has prompts).
+    prompts: Literal["single"] | None = None
+    #: All `tests` are also answered before training and after every stage (`stage`), or at the end of every epoch too
+    #: (`epoch`): see `medbench.trace`. The weights are those of the untraced run.
+    trace: Literal["epoch", "stage"] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON values; a field in `_LATER` is left out at its default."""
+        """The spec as plain JSON values; fields younger than `SPEC_VERSION` are left out at their default."""
         content: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
-        for name, default in _LATER.items():
-            if content[name] == default:
-                del content[name]
+        data = [*content["tests"], *(part["data"] for stage in content["stages"] for part in stage["mixture"])]
+        for part, later in [(content, _LATER), *((each, _LATER_OF_DATA) for each in data)]:
+            for name, default in later.items():
+                if part[name] == default:
+                    del part[name]
         return content
 
     @property

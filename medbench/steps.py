@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 
 from medbench.backbones.adapt import attach, load_adapter, penalty_of, save_adapted, trainable_parameters
-from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.data.check import Checked, check_images
 from medbench.data.leaks import leaks_between
-from medbench.data.load import limited, load_items
+from medbench.data.load import load_items
 from medbench.errors import WorkError
 from medbench.files import folder_digest, publish_folder, read_parquet, write_parquet
-from medbench.inference.predict import Predictor, chunks
+from medbench.inference.predict import chunks
 from medbench.job import Data, Job
+from medbench.plan_data import chosen
 from medbench.progress import note, progress_bar
+from medbench.protocol import refuse_leaks
 from medbench.results.environment import environment, peak_memory, reset_peak_memory
 from medbench.results.routes import part_path, write_part
-from medbench.routes import RoutedPredictor, router_of
+from medbench.routes import router_of
+from medbench.runners import get_runner
 from medbench.scoring.kinds import get_family
 from medbench.spec import DataSpec, Stage
 from medbench.tuners import get_tuner
@@ -55,7 +58,7 @@ def check_data(job: Job, work: Workplace) -> Data:
             loaded = load_items(card, spec.split, job.data_root, job.spec.on_bad_item)
             if spec.digest is not None and loaded.digest != spec.digest:
                 raise WorkError(f"task {spec.task}: the data changed between planning and reading")
-            items = limited(loaded.items, spec.limit, spec.split)
+            items = chosen(card, spec, loaded.items, job.spec.seed)
             checked = check_images(spec.task, items, job.spec.on_bad_item, step, fingerprints=look)
             splits[key] = checked
             skipped = [*loaded.skipped, *checked.skipped]
@@ -79,7 +82,9 @@ def check_data(job: Job, work: Workplace) -> Data:
     if before is None and work.is_first:
         job.finish("data", about)
     tests = [(test.task, test.split) for test in job.spec.tests]
-    return Data(splits, about, leaks_between(splits, tests, trained) if look else [])
+    leaks = leaks_between(splits, tests, trained) if look else []
+    refuse_leaks(leaks, job.protocol)
+    return Data(splits, about, leaks)
 
 
 def fit(job: Job, work: Workplace, data: Data) -> None:
@@ -87,6 +92,7 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
     from transformers import set_seed
 
     from medbench.adapters.decomposition_cache import GIB, decomposition_cache
+    from medbench.trace import Tracer
     from medbench.training.fit import FitResult, Runtime
     from medbench.training.trainer import load_trained, save_trained
 
@@ -103,40 +109,44 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
     set_seed(spec.seed)
     # Weights that are trained stay float32; a frozen base is kept in the run's dtype.
     whole = get_tuner(spec.method.tuner).trains_base
-    vlm = load_vlm(job.backbone, torch.float32 if whole else work.dtype, work.device, spec.backbone.processor)
-    vlm.blind = spec.blind == "train"
-    total = sum(p.numel() for p in vlm.model.parameters())
+    runner = get_runner(spec.backbone.kind)
+    model = runner.load(job, torch.float32 if whole else work.dtype, work.device)
+    model.blind = spec.blind == "train"
+    total = sum(p.numel() for p in model.model.parameters())
     with decomposition_cache(job.svd_cache, int(job.svd_cache_gb * GIB)):
-        attach(vlm, spec.method, spec.seed)
-    trainable = trainable_parameters(vlm)
+        attach(model, spec.method, spec.seed)
+    trainable = trainable_parameters(model)
     if trainable != spec.budget.trainable:
         raise WorkError(f"{trainable:,} parameters would be trained, the budget says {spec.budget.trainable:,}")
     workers = 0 if work.device.type == "cpu" else 4
     runtime = Runtime(work.device, workers, job.report_to)
     results: list[FitResult] = []
+    tracer = Tracer(job, work, data) if spec.trace else None
     marks = [job.folder / "fit" / f"stage-{number}.safetensors" for number in range(len(spec.stages))]
     done = max((n + 1 for n, mark in enumerate(marks) if mark.exists()), default=0)
     if done:
-        load_trained(vlm.model, marks[done - 1])
+        load_trained(model.model, marks[done - 1])
     for number, stage in enumerate(spec.stages[done:], start=done):
         title = f"fit {spec.method.name} seed {spec.seed}" + (f" stage {number + 1}" if len(marks) > 1 else "")
         with progress_bar(title) as advance:
-            results.append(_fit_stage(job, work, data, vlm, stage, number, runtime, advance))
+            callbacks = [tracer.callback(model, number + 1)] if tracer else []
+            results.append(_fit_stage(job, work, data, model, stage, number, runtime, advance, callbacks))
         if work.is_first and len(marks) > 1:
-            save_trained(vlm.model, marks[number])
+            save_trained(model.model, marks[number])
         work.wait()
     if work.is_first:
-        _publish(job, vlm)
+        _publish(job, model)
         job.finish(
             "fit",
             {
                 "stages": [asdict(result) for result in results],
                 "stages_done_before": done,
-                "seconds": sum(result.seconds for result in results),
+                "seconds": sum(result.seconds for result in results) - (tracer.seconds if tracer else 0),
+                **({"trace_seconds": tracer.seconds} if tracer else {}),
                 "parameters": {"trainable": trainable, "total": total},
                 "weights": {
                     "backbone": spec.backbone.weights,
-                    "commit": vlm.commit,
+                    "commit": model.commit,
                     "adapter": _adapter_digest(job),
                 },
                 "environment": environment(work.device) | {"processes": work.state.num_processes},
@@ -147,37 +157,41 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
 
 
 def _fit_stage(
-    job: Job, work: Workplace, data: Data, vlm: Vlm, stage: Stage, number: int, runtime: Any, advance: Any
+    job: Job,
+    work: Workplace,
+    data: Data,
+    model: Any,
+    stage: Stage,
+    number: int,
+    runtime: Any,
+    advance: Any,
+    callbacks: Sequence[Any],
 ) -> Any:
-    from medbench.training.collate import examples
     from medbench.training.fit import fit_stage
 
-    parts = []
-    for part in stage.mixture:
-        checked = data.items(part.data)
-        keys = list(checked.sizes)
-        tokens = dict(zip(keys, vlm.image_tokens([checked.sizes[k] for k in keys]), strict=True))
-        parts.append(examples(vlm, job.cards[part.data.task], checked.items, tokens))
+    parts, objective = get_runner(job.spec.backbone.kind).to_train(job, data, model, stage)
     return fit_stage(
-        vlm,
+        model,
         parts,
         [part.weight for part in stage.mixture],
         stage.training,
         seed=job.spec.seed + 1000 * number,
         dtype=work.dtype,
-        penalty=penalty_of(vlm, job.spec.method),
+        penalty=penalty_of(model, job.spec.method),
         folder=job.folder / "fit" / f"stage-{number}",
         runtime=runtime,
         progress=advance,
+        objective=objective,
+        callbacks=callbacks,
     )
 
 
-def _publish(job: Job, vlm: Vlm) -> None:
+def _publish(job: Job, model: Any) -> None:
     temporary = job.folder / "adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_adapted(vlm, job.spec, temporary)
+        save_adapted(model, job.spec, temporary)
         publish_folder(temporary, job.folder / "adapter")
     except OSError as error:
         raise WorkError(f"cannot write {job.folder / 'adapter'}: {error.strerror or error}") from error
@@ -188,8 +202,8 @@ def _adapter_digest(job: Job) -> str | None:
     return folder_digest(folder, "*.safetensors") if folder.is_dir() else None
 
 
-def load_run_model(job: Job, work: Workplace) -> Vlm:
-    """The model a run is tested with, always loaded from its files.
+def load_run_model(job: Job, work: Workplace) -> Any:
+    """The model a run is tested with (`Vlm`, `Clip`), always loaded from its files.
 
     Raises:
         WorkError: the adapter's files are gone or changed since the fit.
@@ -200,23 +214,24 @@ def load_run_model(job: Job, work: Workplace) -> Vlm:
     if fitted is not None and fitted["weights"]["adapter"] != _adapter_digest(job):
         raise WorkError(f"{folder}: the weights are gone or changed since the fit; remove {job.folder / 'fit.json'}")
     full = spec.method.tuner == "full"
-    vlm = load_vlm(job.backbone, work.dtype, work.device, spec.backbone.processor, folder if full else None)
-    vlm.blind = spec.blind is not None
+    runner = get_runner(spec.backbone.kind)
+    model = runner.load(job, work.dtype, work.device, folder if full else None)
+    model.blind = spec.blind is not None
     if spec.method.tuner == "upcycle":
         from medbench.adapters.upcycle import load_upcycled
 
-        load_upcycled(vlm.model, folder)
+        load_upcycled(model.model, folder)
     elif spec.method.tuner not in ("none", "full"):
-        load_adapter(vlm, folder)
-    return vlm
+        load_adapter(model, folder)
+    return model
 
 
 def predict(job: Job, work: Workplace, data: Data) -> None:
     """Answers every test, chunk by chunk, and publishes `predictions.parquet`."""
     started = time.monotonic()
     reset_peak_memory(work.device)
-    vlm = load_run_model(job, work)
-    router = router_of(vlm, job.spec.method)
+    model = load_run_model(job, work)
+    router = router_of(model, job.spec.method)
     parts: list[tuple[DataSpec, int, Path]] = []
     encoded, cached = 0, True
     # Counted by one process that answers everything; otherwise the record does not say.
@@ -226,11 +241,7 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
         cut = chunks(items, job.spec.generation.batch_size)
         paths = [job.folder / "parts" / f"{test.task}-{n}-of-{len(cut)}.parquet" for n in range(len(cut))]
         parts += [(test, n, path) for n, path in enumerate(paths)]
-        predictor = (
-            Predictor(vlm, job.cards[test.task], job.spec.generation)
-            if router is None
-            else RoutedPredictor(vlm, job.cards[test.task], job.spec.generation, router.log, test.split)
-        )
+        predictor = get_runner(job.spec.backbone.kind).answers(job, model, test, router)
         with progress_bar(f"predict {test.task}") as advance:
             answered = 0
 
@@ -247,8 +258,8 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
                     rows = pd.DataFrame(predictor.predict(chunk, step))
                     rows.insert(0, "split", test.split)
                     rows.insert(0, "task", test.task)
-                    if isinstance(predictor, RoutedPredictor):
-                        write_part(path, predictor.use)  # first: answers without it are not done
+                    if router is not None:
+                        write_part(path, cast(Any, predictor).use)  # first: answers without it are not done
                     write_parquet(path, rows)
         encoded += predictor.features.encoded
         cached = cached and predictor.features.cached
@@ -265,10 +276,10 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
                 "seconds": time.monotonic() - started,
                 "images_encoded": encoded if counted else None,
                 "image_features_cached": cached,
-                "parameters": {"total": _total(vlm)},
+                "parameters": {"total": _total(model)},
                 "weights": {
                     "backbone": job.spec.backbone.weights,
-                    "commit": vlm.commit,
+                    "commit": model.commit,
                     "adapter": _adapter_digest(job),
                 },
                 "environment": environment(work.device) | {"processes": work.state.num_processes},
@@ -278,15 +289,15 @@ def predict(job: Job, work: Workplace, data: Data) -> None:
     work.wait()
 
 
-def _total(vlm: Vlm) -> int:
+def _total(model: Any) -> int:
     """Parameters of the unadapted model."""
-    total = sum(p.numel() for p in vlm.model.parameters())
-    if hasattr(vlm.model, "peft_config"):
-        prefix = vlm.model.base_model.prefix
-        return total - sum(p.numel() for n, p in vlm.model.named_parameters() if f".{prefix}" in n)
-    if hasattr(vlm.model, "routing_log"):
+    total = sum(p.numel() for p in model.model.parameters())
+    if hasattr(model.model, "peft_config"):
+        prefix = model.model.base_model.prefix
+        return total - sum(p.numel() for n, p in model.model.named_parameters() if f".{prefix}" in n)
+    if hasattr(model.model, "routing_log"):
         from medbench.adapters.upcycle import layers_of
 
-        for layer in layers_of(vlm.model).values():
+        for layer in layers_of(model.model).values():
             total -= layer.weight.numel() - layer.weight[0].numel() + layer.router.numel()
     return total

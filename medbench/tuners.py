@@ -36,14 +36,14 @@ class NoTuner(Tuner):
 
 
 class FullTuner(Tuner):
-    """Every weight of the backbone is trained."""
+    """Every weight of the backbone is trained; of a classification backbone every weight of the adapted tower."""
 
     ranked = False
     trains_base = True
 
     def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
-        """All parameters."""
-        return table.total
+        """All parameters, or those of the adapted tower."""
+        return table.trained_base
 
     def count_published(self, settings: Settings, rank: int, about: Published) -> Fraction | None:
         """All parameters."""
@@ -55,7 +55,7 @@ class FullTuner(Tuner):
 
 
 class UpcycleTuner(Tuner):
-    """Every adapted linear becomes N copies with a router, and everything is trained (full-FT MoE)."""
+    """Every adapted linear becomes N copies with a router, and what `FullTuner` trains is trained (full-FT MoE)."""
 
     defaults: ClassVar[dict[str, Any]] = {
         "targets": "language",
@@ -75,10 +75,10 @@ class UpcycleTuner(Tuner):
         return settings
 
     def count(self, settings: Settings, rank: int, table: LayerTable) -> int:
-        """The whole model, N - 1 further copies of each adapted weight (the bias is shared) and N n router weights."""
+        """As `FullTuner`, N - 1 further copies of each adapted weight (the bias is shared) and N n router weights."""
         experts = _whole(settings, "num_experts", self.defaults)
         more = sum(la.count * la.inp * ((experts - 1) * la.out + experts) for la in table.layers)
-        return table.total + more
+        return table.trained_base + more
 
     def router_layer(self, settings: Settings, out: int, inp: int) -> int:
         """One row a copy."""

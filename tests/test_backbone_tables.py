@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, BertConfig, LlamaConfig, L
 
 from medbench.adapters.attention import split_attention
 from medbench.backbones.layers import Layers, table_of
+from medbench.backbones.nano_clip import ARCHITECTURE
 from medbench.backbones.registry import TARGETS, backbone_names, get_backbone, shipped_table, target_pattern
 from medbench.backbones.vlm import meta_model
 from medbench.errors import RequestError
@@ -71,6 +72,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "clip-vit-b-16": lambda: clip("ViT-B-16"),
     "clip-vit-b-32": lambda: clip("ViT-B-32"),
     "llama-2-7b": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
+    "nano-clip": lambda: open_clip.model.CLIP(**ARCHITECTURE["model_cfg"]),
     "nano-vl": lambda: meta_model(get_backbone("nano-vl")),
     "qwen2.5-vl-3b": lambda: qwen(QWEN_3B, tied=True),
     "qwen2.5-vl-7b": lambda: qwen(QWEN_7B, tied=False),
@@ -104,11 +106,13 @@ def test_the_shipped_table_is_that_of_the_modules(name: str) -> None:
     if backbone.kind == "clip":
         assert total - sum(towers.values()) - model.logit_scale.numel() == backbone.tables["text"].tower
         towers["text"] = backbone.tables["text"].tower or 0
+        assert {group: table.base for group, table in backbone.tables.items()} == towers
     else:
         towers["language"] = total - sum(towers.values())
+        assert {table.base for table in backbone.tables.values()} == {None}
     assert {group: table.tower for group, table in backbone.tables.items()} == towers
     by_hand = split_by_hand(model)
-    assert bool(split_attention(model)) == name.startswith("clip-")
+    assert bool(split_attention(model)) == (name.startswith("clip-") or name == "nano-clip")
     modules = [(n, m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     assert sorted(modules) == sorted(by_hand)
     assert parameters(model) == total
@@ -147,17 +151,19 @@ def test_groups_add_up_and_one_named_twice_counts_once(name: str) -> None:
     [
         ("biomedclip", "language", "vision, text"),
         ("clip-vit-b-32", "vision+language", "vision, text"),
-        ("clip-vit-b-16", r"visual\..*", "vision, text"),
         ("llama-2-7b", "vision", "language"),
     ],
 )
-def test_a_table_without_a_model_has_named_targets_only(name: str, targets: str, known: str) -> None:
+def test_targets_that_a_backbone_cannot_have_are_refused_without_building_it(
+    name: str, targets: str, known: str
+) -> None:
     with pytest.raises(RequestError, match=f"backbone {name} has no targets .*; it has {known} "):
         shipped_table(get_backbone(name), targets)
 
 
 def test_of_a_backbone_that_can_be_built_other_targets_are_read_off_the_model() -> None:
     assert shipped_table(get_backbone("nano-vl"), r".*\.q_proj") is None
+    assert shipped_table(get_backbone("clip-vit-b-16"), r"visual\..*\.mlp\.c_fc") is None
 
 
 def test_only_the_numbers_of_layers_are_left_out_of_a_pattern() -> None:

@@ -195,6 +195,8 @@ def test_what_does_not_fit_is_refused_with_what_would(method: Method, budget: st
 def test_reference_rows_stand_outside_the_budget(budget: str) -> None:
     assert dataclasses.astuple(share(NONE, budget)) == (None, 0, None, False)
     assert dataclasses.astuple(share(FULL, budget)) == (None, TABLE.total, None, False)
+    tower = dataclasses.replace(TABLE, tower=9_000, base=9_000)
+    assert dataclasses.astuple(share(FULL, budget, tower)) == (None, 9_000, None, False)
 
 
 def test_the_settings_of_a_tuner_are_fields_of_its_configuration_with_its_defaults() -> None:

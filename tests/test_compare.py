@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_compare_common import OTHER, answers, make_record, run, scores, write_run
+from test_report_common import frame
 
 from medbench.__main__ import main
 from medbench.errors import RequestError, WorkError
@@ -19,11 +20,14 @@ from medbench.results.matching import Where
 from medbench.scoring.analytic import clustered_se, minimal_detectable_effect
 from medbench.scoring.paired import estimate_paired
 from medbench.scoring.permutation import holm, sign_flip_test
+from medbench.scoring.report import score as score_reports
 from medbench.scoring.stats import metric_values
 
 
-def compared(out: Path, first: str = "lora", others: str = "goat", where: tuple[Where, ...] = ()) -> Comparisons:
-    return compare_methods([out], first, others.split(","), "toy", where=where)
+def compared(
+    out: Path, first: str = "lora", others: str = "goat", where: tuple[Where, ...] = (), metrics: str = "all"
+) -> Comparisons:
+    return compare_methods([out], first, others.split(","), "toy", metrics=metrics.split(","), where=where)
 
 
 def by_metric(found: Comparisons) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def test_a_lower_calibration_error_is_the_better_one(tmp_path: Path) -> None:
     sure = good.assign(confidence=good["confidence"].where(~closed, 0.99), argmax_right=np.where(closed, 1.0, np.nan))
     run(tmp_path, "lora", 0, sure)
     run(tmp_path, "goat", 0, sure.assign(argmax_right=np.where(closed, 0.0, np.nan)))
-    line = by_metric(compared(tmp_path))["ece"]
+    line = by_metric(compared(tmp_path, metrics="ece"))["ece"]
     assert line.tested.figures.difference.value < 0
     assert line.verdict == "better"
 
@@ -142,12 +146,29 @@ def test_a_difference_that_the_seeds_could_have_made_is_named(tmp_path: Path) ->
         run(tmp_path, "lora", seed, answers(seed, skill))  # one seed of three is far better than the others
         run(tmp_path, "goat", seed, answers(seed + 5, 0.0))
         run(tmp_path, "dora", seed, answers(seed + 9, -0.3))
-    lines = [line for line in compared(tmp_path, "lora", "goat,dora").lines if line.metric == "open_recall"]
+    lines = compared(tmp_path, "lora", "goat,dora", metrics="open_recall").lines
     assert [line.verdict for line in lines] == ["better", "better"]
-    text = render_comparisons(compared(tmp_path, "lora", "goat"))
+    text = render_comparisons(compared(tmp_path, metrics="open_recall"))
     (note,) = [line for line in text.splitlines() if "other seeds may say otherwise" in line]
     assert "open_recall against goat" in note
-    assert "other seeds may say" not in render_comparisons(compared(tmp_path, "goat", "dora"))
+    assert "other seeds may say" not in render_comparisons(compared(tmp_path, "goat", "dora", metrics="open_recall"))
+
+
+def test_what_is_no_fraction_is_not_shown_in_percent(tmp_path: Path) -> None:
+    golds = [f"no effusion of kind {n} seen" for n in range(6)]
+    for name, said in (("lora", golds), ("goat", [gold.replace("seen", "here") for gold in golds[:4]] + golds[4:])):
+        run(tmp_path, name, 0, score_reports(frame(golds, said)).assign(task="toy", split="test", kind="report"))
+    found = compared(tmp_path, metrics="cider_d,rouge_1")
+    text, lines = render_comparisons(found), by_metric(found)
+    rows = {cells[4]: cells for row in text.splitlines() if len(cells := [c.strip() for c in row.split("|")[1:]]) > 9}
+    for metric, form, scale in (("cider_d", ".3f", 1), ("rouge_1", ".1f", 100)):
+        figures = lines[metric].tested.figures
+        shown = [cell.split()[0] for cell in rows[metric][7:10]]
+        assert shown[:2] == [f"{scale * side.value:{form}}" for side in (figures.first, figures.second)]
+        assert shown[2] == f"{scale * figures.difference.value:+{form}}"
+        assert rows[metric][12] == f"{scale * lines[metric].detectable:{form}}"
+    assert lines["cider_d"].tested.figures.first.value > 1
+    assert "cider_d: no percentage, and no points." in text
 
 
 def test_every_way_in_which_runs_agree_is_compared(tmp_path: Path) -> None:
@@ -155,10 +176,10 @@ def test_every_way_in_which_runs_agree_is_compared(tmp_path: Path) -> None:
         for name in ("lora", "goat"):
             run(tmp_path, name, 0, answers(len(name) + len(trained)), trained=trained)
     run(tmp_path, "lora", 0, answers(9), blind="test")  # has no counterpart
-    lines = [line for line in compared(tmp_path).lines if line.metric == "closed_accuracy"]
+    lines = compared(tmp_path, metrics="closed_accuracy").lines
     assert [line.first.row.trained_on for line in lines] == ["toy", "toy+other"]
     assert [line.p for line in lines] == holm([line.tested.flip.p for line in lines])
-    (only,) = compared(tmp_path, where=((None, "trained_on", "toy+other"),)).lines[:1]
+    (only,) = compared(tmp_path, where=((None, "trained_on", "toy+other"),), metrics="closed_accuracy").lines
     assert only.first.row.trained_on == "toy+other"
 
 

@@ -129,7 +129,7 @@ def write_run(out: Path, record: dict[str, Any], table: pd.DataFrame, name: str 
     record = copy.deepcopy(record)
     (test,) = record["spec"]["tests"]
     about = {"protocol": record["protocol"], "split": test["split"], "profile": "medbench", "skipped": 0}
-    record["tasks"] = {"toy": task_figures([table]) | about | record["tasks"].get("toy", {})}
+    record["tasks"] = {"toy": task_figures([table], resamples=500) | about | record["tasks"].get("toy", {})}
     folder = out / (name or record["run"])
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(canonical_json(record["spec"]))

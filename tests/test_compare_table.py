@@ -16,9 +16,10 @@ from test_compare_common import OTHER, answers, make_record, run, scores, write_
 
 from medbench.__main__ import main
 from medbench.errors import WorkError
-from medbench.results.marks import LOWER_IS_BETTER, NEITHER_IS_BETTER, ItemValues, Standing, better, judged
+from medbench.results.marks import ItemValues, Standing, judged
 from medbench.results.tables import Table, build_table, render
 from medbench.scoring import kinds
+from medbench.scoring.figures import LOWER_IS_BETTER, NEITHER_IS_BETTER, better
 from medbench.scoring.paired import compare_paired
 from medbench.scoring.permutation import holm
 

@@ -32,7 +32,7 @@ def card_at(path: Path) -> Card:
 
 def paint(path: Path, number: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (56, 56), list(COLOURS.values())[number % 3]).save(path)
+    Image.new("RGB", (56, 60), list(COLOURS.values())[number % 3]).save(path)
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -54,6 +54,9 @@ def test_lm_eval_has_the_same_group() -> None:
     assert "med_vqa" in manager.all_groups
     assert "all23" not in manager.all_groups
     assert not {"llava_med_alignment", "llava_med_instruct"} & set(manager.all_subtasks)
+    kinds = {name: CATALOG.task(name).metadata.kind for name in CATALOG.paths("tasks")}
+    assert not {name for name, kind in kinds.items() if kind == "classification"} & set(manager.all_subtasks)
+    assert not {"radiology9", "real_cls"} & set(manager.all_groups)
     assert manager.task_index["med_vqa"].cfg["task"] == CATALOG.task_names("med_vqa")
 
 

@@ -61,7 +61,7 @@ def test_statistics_are_scikit_learns_under_weights(items: list[tuple[str, str, 
         assert np.isnan(f1)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ROWS)
 def test_figures_of_texts_are_scikit_learns(rows: list[tuple[str, str, float]]) -> None:
     gold, said, sure = [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
@@ -127,7 +127,7 @@ def test_an_unparseable_answer_is_a_miss_of_its_class_and_no_false_alarm() -> No
     assert to_yes["accuracy"] == to_no["accuracy"] == 0.75
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(YES_NO, st.text(max_size=20)), min_size=1, max_size=8))
 def test_over_any_text(rows: list[tuple[str, str]]) -> None:
     found = values(list(rows))
@@ -139,7 +139,7 @@ def test_over_any_text(rows: list[tuple[str, str]]) -> None:
     assert shouted == found
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(YES_NO, st.integers(0, 3)), min_size=1, max_size=20))
 def test_always_saying_yes(rows: list[tuple[str, int]]) -> None:
     golds = [gold for gold, _ in rows]

@@ -137,12 +137,12 @@ def test_figures_are_those_of_our_runner(world: World, results: dict[str, Any], 
 
 @pytest.mark.parametrize("task", ["omnimedvqa", "phantom_yesno"])
 def test_likelihoods_are_those_of_our_runner(world: World, results: dict[str, Any], task: str) -> None:
-    from medbench.inference.predict import _softmax
+    from medbench.inference.predict import candidate_probabilities
 
     ours = world.answers(task)
     for sample, stored in zip(results["samples"][f"{task}_by_likelihood"], ours["probabilities"], strict=True):
         scores = [float(response[0][0]) for response in sample["resps"]]
-        assert json.loads(_softmax(sample["doc"]["candidates"], scores)) == json.loads(stored)
+        assert json.loads(candidate_probabilities(sample["doc"]["candidates"], scores)) == json.loads(stored)
 
 
 def test_the_cards_themselves_give_the_same(world: World, results: dict[str, Any], tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from medbench.backbones.grounding import Grounding
 from medbench.backbones.nano import BACKBONE, CARD, LOSSES, pretrain, restore_unseen
 from medbench.backbones.nano_plots import PARTS, plot_losses, plot_spectra
-from medbench.backbones.pretrain import STATE, Pretraining, Recipe, fresh_vlm, read_state, step_loss
+from medbench.backbones.pretrain import Pretraining, Recipe, fresh_vlm, step_loss
 from medbench.backbones.registry import get_backbone
+from medbench.backbones.resumable import STATE, read_state
 from medbench.backbones.skill import caption_scores, read_caption, skill
 from medbench.backbones.vlm import load_vlm
 from medbench.errors import RequestError, WorkError

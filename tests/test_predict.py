@@ -1,7 +1,9 @@
 """Prediction: nothing depends on how questions are batched, images are encoded once, figures equal plain forwards."""
 
 import json
+import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from conftest import Toy, make_toy
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.special import softmax
 from test_run_common import CPU, examples_of, experts, fitted, loaded, lora
 from test_run_common import items_of as stored_items_of
 from transformers import GenerationConfig
@@ -21,7 +24,9 @@ from medbench.backbones.registry import get_backbone
 from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.catalog import Catalog
 from medbench.data.item import BadItemError, FileImage, Item
-from medbench.inference.predict import CHUNK_BATCHES, Prediction, Predictor, chunks
+from medbench.errors import WorkError
+from medbench.inference.predict import CHUNK_BATCHES, Prediction, Predictor, candidate_probabilities, chunks
+from medbench.scoring.vqa import parse_probabilities
 from medbench.spec import Generation
 
 
@@ -230,6 +235,23 @@ def test_the_pixel_cache_stays_within_its_bound(small: Toy, tiny: Path) -> None:
         got = cache(images, return_tensors="pt")["pixel_values"]
         assert torch.equal(got, torch.cat([expected.chunk(8)[n] for n in batch]))
         assert cache.held == sum(t.nbytes for kept in cache._kept.values() for t in kept.values()) <= 3 * one
+
+
+SCORES = st.lists(st.floats(-1e6, 0) | st.just(-math.inf), min_size=1, max_size=5)
+
+
+@given(SCORES.filter(lambda scores: max(scores) > -math.inf))
+def test_probabilities_are_the_softmax_and_can_be_scored(scores: list[float]) -> None:
+    names = [f"answer {n}" for n in range(len(scores))]
+    found = parse_probabilities("x", candidate_probabilities(names, scores))
+    assert found == pytest.approx(dict(zip(names, softmax(scores).tolist(), strict=True)))
+
+
+@pytest.mark.parametrize("scores", [[math.nan, -1.0], [-1.0, math.nan], [-math.inf, -math.inf], [math.inf, -1.0]])
+def test_likelihoods_that_are_no_numbers_are_a_fault(scores: list[float]) -> None:
+    said = re.escape(f"('yes' {scores[0]}, 'no' {scores[1]})")
+    with pytest.raises(WorkError, match=f"^the model's log-likelihoods are no numbers {said}"):
+        candidate_probabilities(["yes", "no"], scores)
 
 
 ITEMS = st.lists(st.integers(0, 12), min_size=1, max_size=120)

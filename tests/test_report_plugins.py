@@ -5,6 +5,7 @@ Their weights are not at hand, so no real figure of theirs is tested.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import Toy
 from test_report_common import GOLD, SAID, frame
+from test_scoring_common import caller, items_of, write_lines
 
 from medbench.errors import RequestError, WorkError
+from medbench.files import file_digest
 from medbench.scoring.report import METRICS, estimate, implementations, score
-from medbench.scoring.report_plugins import PLUGINS, Requested, request_plugins
+from medbench.scoring.report_plugins import PLUGINS, Requested, plugin_implementations, request_plugins
 
 WORDS = [
     "[PAD]",
@@ -85,7 +89,7 @@ def test_chexbert(chexbert_folder: Path) -> None:
     assert (said[2], hits[2]) == (0, 0)  # without a word nothing is said
     assert figures["chexbert_f1"].value == pytest.approx(2 * sum(hits) / (sum(said) + sum(wanted)))
     assert (table["chexbert_5_said"] <= table["chexbert_said"]).all()
-    assert "weights chexbert.pth" in implementations(asked)["chexbert_f1_5"]
+    assert "weights chexbert.pth" in plugin_implementations(asked)["chexbert_f1_5"]
 
 
 def test_batches_do_not_change_chexberts_labels(chexbert_folder: Path) -> None:
@@ -96,10 +100,11 @@ def test_batches_do_not_change_chexberts_labels(chexbert_folder: Path) -> None:
     assert chexbert(chexbert_folder, golds, [SAID] * 40, lambda d, t: None)["chexbert_wanted"] == alone
 
 
-def test_other_weights_are_named(tmp_path: Path) -> None:
+def test_other_weights_are_named(chexbert_folder: Path, tmp_path: Path) -> None:
     import torch
 
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    for name in ("vocab.txt", "config.json"):
+        (tmp_path / name).write_bytes((chexbert_folder / name).read_bytes())
     for content in (b"no weights", None):
         path = tmp_path / "chexbert.pth"
         path.write_bytes(content) if content else torch.save({"model_state_dict": {"x": torch.ones(1)}}, path)
@@ -145,6 +150,7 @@ def test_the_packages_are_called_as_they_want_and_only_with_words(
 
         def __init__(self, model_name: str, output_dir: str) -> None:
             assert model_name == str(tmp_path)
+            (Path(output_dir) / "results.json").write_text("{}")
 
         def __call__(self, refs: list[str], hyps: list[str]) -> tuple[float, float, list[float], str, Any]:
             return 0.0, 0.0, overlap(refs, hyps), "", None
@@ -154,12 +160,93 @@ def test_the_packages_are_called_as_they_want_and_only_with_words(
     stand_in(monkeypatch, "green_score", GREEN=GREEN)
     asked = []
     for name in ("radgraph", "ratescore", "green"):
-        for file in PLUGINS[name].weights:
-            (tmp_path / file).parent.mkdir(exist_ok=True)
-            (tmp_path / file).write_text("{}")
+        for file in PLUGINS[name].files(tmp_path):
+            path = tmp_path / file.replace("*", "model")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("{}")
         asked.append(Requested(PLUGINS[name], tmp_path))
     golds, said = [GOLD, GOLD, *["no effusion"] * 70], [GOLD, "...", *["no opacity"] * 70]
     figures = estimate([score(frame(golds, said), plugins=asked)], resamples=0)
     for name in ("radgraph_f1", "ratescore", "green"):
         assert figures[name].value == pytest.approx((1 + 0 + 70 / 2) / 72), name
         assert figures[name].n == 72
+    assert not list(Path.cwd().glob("results.json")) and not (tmp_path / "results.json").exists()
+    said_of = plugin_implementations(asked)["ratescore"]
+    assert re.search(
+        r"RaTE-NER-Deberta/config\.json [0-9a-f]{12}, .*BioLORD-2023-C/model\.safetensors [0-9a-f]{12}$", said_of
+    )
+
+
+def test_a_models_configuration_without_its_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "green_score")
+    monkeypatch.setattr("medbench.scoring.report_plugins.find_spec", lambda name: name)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"^green: .*/\*\.safetensors is missing; get the hub's StanfordAIMI/GREEN"):
+        request_plugins([f"green={tmp_path}"])
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")  # as older ones are stored
+    assert "pytorch_model.bin" in request_plugins([f"green={tmp_path}"])[0].implementation
+
+
+@pytest.fixture
+def reports(toy: Toy) -> Toy:
+    """The toy set as one whose answers are reports."""
+    content = toy.card_content()
+    metadata: Any = content["metadata"]
+    metadata |= {"kind": "report", "closed": {"rule": "none"}}
+    toy.write_card(content)
+    return toy
+
+
+@pytest.mark.parametrize("profile", ["medbench", "all"])
+def test_the_command_scores_with_a_plugin(
+    capfd: pytest.CaptureFixture[str], chexbert_folder: Path, reports: Toy, tmp_path: Path, profile: str
+) -> None:
+    items = items_of(reports)
+    said = ["." if n % 3 else item.answer for n, item in enumerate(items)]
+    answers = [{"id": item.id, "prediction": text} for item, text in zip(items, said, strict=True)]
+    file, call = write_lines(tmp_path / "said.jsonl", answers), caller(capfd)
+    words = ("score", file, "--task", reports.card, "--data-root", reports.root, "--profile", profile, "--json")
+    with_it = json.loads(call(*words, "--plug-in", f"chexbert={chexbert_folder}").out)
+    plain = json.loads(call(*words).out)
+    if profile == "all":
+        assert list(with_it["profiles"]) == ["medbench"]
+        with_it, plain = with_it["profiles"]["medbench"], plain["profiles"]["medbench"]
+    own = {"chexbert_f1", "chexbert_f1_5"}
+    assert {name: figure for name, figure in with_it["metrics"].items() if name not in own} == plain["metrics"]
+    assert set(with_it["implementations"]) - set(plain["implementations"]) == own <= set(with_it["metrics"])
+    implementation = with_it["implementations"]["chexbert_f1"]
+    assert implementation.startswith("Smit et al., EMNLP 2020")
+    assert f"chexbert.pth {file_digest(chexbert_folder / 'chexbert.pth')[:12]}" in implementation
+    table = score(
+        frame([item.answer for item in items], said), plugins=request_plugins([f"chexbert={chexbert_folder}"])
+    )
+    found, expected = with_it["metrics"]["chexbert_f1"], estimate([table], resamples=0)["chexbert_f1"]
+    assert (found["value"], found["n"], found["clusters"]) == (pytest.approx(expected.value), 24, 12)
+    assert 0 < found["low"] <= found["value"] <= found["high"] <= 1
+    assert found["value"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "phantom_report", "--plug-in", "chexbart=x"), "unknown plug-in 'chexbart'; did you mean chexbert"),
+        (("--task", "phantom_report", "--plug-in", "chexbert=/nowhere"), "chexbert: /nowhere/chexbert.pth is missing"),
+        (("--task", "phantom_vqa", "--plug-in", "CHEXBERT"), "scores reports, and task phantom_vqa is of kind vqa"),
+        (("--task", "phantom_yesno", "--profile", "all", "--plug-in", "CHEXBERT"), "phantom_yesno is of kind halluc"),
+        (("--task", "phantom_report", *("--plug-in", "CHEXBERT") * 2), "plug-in chexbert: asked for more than once"),
+    ],
+)
+def test_a_plugin_that_does_not_fit_is_one_line(
+    capfd: pytest.CaptureFixture[str], chexbert_folder: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    file = write_lines(tmp_path / "said.jsonl", [{"id": "x", "prediction": "yes"}])
+    asked = [f"chexbert={chexbert_folder}" if word == "CHEXBERT" else word for word in words]
+    result = caller(capfd)("score", file, *asked)
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(f"medbench: .*{re.escape(message)}.*\n", result.err), result.err
+
+
+def test_pairs_take_no_plugin(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", [{"gold": "a", "prediction": "a", "type": "open"}])
+    result = caller(capfd)("score", "--pairs", file, "--plug-in", "chexbert=x")
+    assert (result.code, result.err) == (2, "medbench: --plug-in scores the reports of a task, not --pairs\n")

@@ -152,7 +152,6 @@ BAD: dict[str, tuple[Prepare, int, str]] = {
     "images": (no_images, 1, r"item test_0000-0: image .*images/test/test_0000\.jpg: the file is missing"),
     "to be tested": (only_trained_on, 2, "task llava_med_instruct can only be trained on; name it with --train-tasks"),
     "to be trained on": (trained_on_a_test, 2, "task omnimedvqa has no training split; name other tasks with --train"),
-    "group": (lambda b: ["--tasks", "all23"], 2, "group all23: .* have no card yet: .*chexpert_5x200, .*; those that"),
 }
 
 

@@ -34,7 +34,7 @@ from medbench.spec import (
     parse_spec,
 )
 
-DATA = DataSpec("toy", "train", 1, "a" * 64, digest="b" * 64, limit=3)
+DATA = DataSpec("toy", "train", 1, "a" * 64, digest="b" * 64, limit=3, shots=4)
 SAMPLE = RunSpec(
     backbone=BackboneSpec("nano-vl", "sha256:0", processor={"max_pixels": 784}),
     method=MethodSpec("lora", "lora", {"r": 8, "targets": "language", "dropout": 0.5, "flag": True}, weights="c" * 64),
@@ -47,15 +47,19 @@ SAMPLE = RunSpec(
     generation=Generation(4, 7),
     on_bad_item="skip",
     blind="test",
+    prompts="single",
+    trace="stage",
 )
 #: Another allowed value for the fields that take one of a few words.
 WORDS = {
-    ("backbone", "kind"): None,  # there is one kind so far
+    ("backbone", "kind"): "clip",
+    ("prompts",): None,  # there is one word
     ("method", "tuner"): "none",
     ("protocol",): "zero_shot",
     ("dtype",): "bfloat16",
     ("on_bad_item",): "fail",
     ("blind",): "train",
+    ("trace",): "epoch",
     ("stages", 0, "training", "optimizer"): "sgd",
     ("stages", 0, "training", "schedule"): "linear",
     ("stages", 0, "mixture", 0, "data", "split"): "fit",

@@ -17,7 +17,6 @@ from medbench.scoring.stats import (
     cluster_bootstrap,
     cluster_bootstrap_mean,
     estimate_metrics,
-    mean_over_seeds,
     metric_values,
     seed_sd,
 )
@@ -243,9 +242,6 @@ def test_seeds_are_averaged_an_item_at_a_time_but_auroc_is_not_that_of_an_ensemb
     first = table([1, 1, 0, 1], [0.9, 0.6, 0.2, 0.1])
     second = table([0, 1, 0, 1], [0.1, 0.2, 0.7, 0.3])
     shuffled = second.sample(frac=1, random_state=0)
-    mean = mean_over_seeds([first, shuffled])
-    assert mean["closed"].tolist()[:4] == [0.5, 1, 0, 1]
-    assert mean["id"].tolist() == first["id"].tolist()
     found = estimate_metrics([first, shuffled])
     each = [metric_values(first), metric_values(second)]
     for name in found:
@@ -265,14 +261,14 @@ def test_identical_seeds_change_nothing():
 def test_seeds_of_different_items_are_refused():
     first = table([1, 1], [None, None])
     with pytest.raises(WorkError, match="4 and 3 rows, 1 ids only in the first, 0 only in the other"):
-        mean_over_seeds([first, first[1:]])
+        estimate_metrics([first, first[1:]])
     for column in ("cluster", "type", "profile"):
         with pytest.raises(WorkError, match=f"differ in the {column} of 1 of 4"):
-            mean_over_seeds([first, first.assign(**{column: ["other", *first[column][1:]]})])
+            estimate_metrics([first, first.assign(**{column: ["other", *first[column][1:]]})])
     with pytest.raises(WorkError, match="which scores"):
-        mean_over_seeds([first, first.assign(closed=math.nan)])
+        estimate_metrics([first, first.assign(closed=math.nan)])
     with pytest.raises(WorkError, match="no score table"):
-        mean_over_seeds([])
+        estimate_metrics([])
 
 
 def test_seed_sd():

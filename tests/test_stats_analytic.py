@@ -86,7 +86,7 @@ def test_both_intervals_cover_at_the_nominal_rate_and_one_that_ignores_images_do
     for number in range(sets):
         values, names = answered(rng, 120)
         for how, found in (
-            ("bootstrap", cluster_bootstrap_mean(values, names, resamples=1000, seed=number)),
+            ("bootstrap", cluster_bootstrap_mean(values, names, resamples=500, seed=number)),
             ("CR1", clustered_mean(values, names)),
             ("items", clustered_mean(values, np.arange(len(values)))),
         ):

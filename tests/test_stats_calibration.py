@@ -11,7 +11,7 @@ from sklearn.calibration import calibration_curve
 from medbench.errors import WorkError
 from medbench.scoring.bootstrap import cluster_bootstrap, cluster_draws
 from medbench.scoring.calibration import reliability
-from medbench.scoring.weighted import SumStatistic, auroc_statistic, combined, ece_statistic
+from medbench.scoring.weighted import SumStatistic, auroc_statistic, ece_statistic, mean_statistic
 
 
 def confidences(n=300, seed=0):
@@ -34,13 +34,12 @@ def test_sums_over_clusters_give_what_weights_of_items_give():
 
 
 @pytest.mark.parametrize("make", [ece_statistic, auroc_statistic])
-def test_a_combination_is_that_of_its_parts(make):
+def test_a_mean_over_seeds_is_that_of_its_parts(make):
     parts = [make(*confidences(seed=seed)[:2]) for seed in range(3)]
     weights = np.random.default_rng(9).integers(0, 4, (5, 300)).astype(float)
-    expected = 0.5 * parts[0](weights) + 0.5 * parts[1](weights) - parts[2](weights)
-    assert combined(parts, [0.5, 0.5, -1])(weights) == pytest.approx(expected)
-    nested = combined([combined(parts[:2], [0.5, 0.5]), parts[2]], [1, -1])
-    assert nested(weights) == pytest.approx(expected)
+    expected = (parts[0](weights) + parts[1](weights) + parts[2](weights)) / 3
+    assert mean_statistic(parts)(weights) == pytest.approx(expected)
+    assert mean_statistic([mean_statistic(parts)] * 2)(weights) == pytest.approx(expected)
 
 
 def test_the_bins_add_up_to_the_calibration_error_and_are_those_of_scikit_learn():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,7 +39,8 @@ def table(kind: str, seed: int) -> pd.DataFrame:
             opened = {"type": "open", "gold": "left lung", "prediction": rng.choice(["left", "lung", "heart"], n)}
             more = pd.DataFrame(items | opened | {"probabilities": None})
             frame = pd.concat([frame, more.assign(id=[f"o{k}" for k in range(n)])], ignore_index=True)
-    return get_family(kind).score(frame).assign(kind=kind).sample(frac=1, random_state=seed)
+    named: dict[str, Any] = {"classes": ("no", "yes"), "positive": "yes"} if kind == "classification" else {}
+    return get_family(kind).score(frame, **named).assign(kind=kind).sample(frac=1, random_state=seed)
 
 
 @pytest.fixture(scope="module", params=kinds())

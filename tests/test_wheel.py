@@ -41,7 +41,8 @@ def python(installed: Path, cwd: Path, *words: str) -> str:
 def test_the_wheel_carries_the_packages_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-    for folder, pattern in (("tasks", "*.*"), ("baselines", "*.yaml"), ("results/paper", "*.*")):
+    carried = {"tasks": "*.*", "baselines": "*.yaml", "baselines/grids": "*.yaml", "results/paper": "*.*"}
+    for folder, pattern in carried.items():
         for file in (ROOT / folder).glob(pattern):
             assert f"medbench/{folder}/{file.name}" in sizes
     for file in (ROOT / "medbench").rglob("*"):

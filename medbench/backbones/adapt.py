@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medbench.backbones.clip import Clip, save_clip
 from medbench.backbones.registry import target_pattern
 from medbench.backbones.vlm import Vlm
 from medbench.errors import RequestError, WorkError
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def attach(vlm: Vlm, method: MethodSpec, seed: int) -> None:
+def attach(loaded: Vlm | Clip, method: MethodSpec, seed: int) -> None:
     """Puts a new adapter on the backbone, or makes it trainable; draws come from torch's global generator.
+
+    Of a classification backbone full fine-tuning trains the tower that is adapted, the visual one by default; the
+    other tower and the temperature stay as they are.
 
     Raises:
         RequestError: a setting the tuner does not know, or that it refuses.
@@ -29,26 +33,30 @@ def attach(vlm: Vlm, method: MethodSpec, seed: int) -> None:
     if method.tuner == "none":
         return
     if get_tuner(method.tuner).trains_base:
+        targets = str(method.adapter.get("targets", "vision"))
         if method.tuner == "upcycle":
             from medbench.adapters.upcycle import upcycle
 
             settings = method.adapter
-            pattern = target_pattern(vlm.base.config.model_type, settings["targets"])
-            upcycle(vlm.model, pattern, settings["num_experts"], settings["top_k"])
-        vlm.model.requires_grad_(True)
+            pattern = target_pattern(loaded.architecture, targets)
+            upcycle(loaded.model, pattern, settings["num_experts"], settings["top_k"])
+        if isinstance(loaded, Clip):
+            loaded.unfreeze(target_pattern(loaded.architecture, targets))
+        else:
+            loaded.model.requires_grad_(True)
         return
     from peft import get_peft_model
 
-    config = adapter_config(method, vlm.base.config.model_type, seed)
-    vlm.model = get_peft_model(vlm.model, config)
+    config = adapter_config(method, loaded.architecture, seed)
+    loaded.model = get_peft_model(loaded.model, config)
 
 
-def penalty_of(vlm: Vlm, method: MethodSpec) -> Callable[[], torch.Tensor] | None:
+def penalty_of(loaded: Vlm | Clip, method: MethodSpec) -> Callable[[], torch.Tensor] | None:
     """What training adds to a method's loss after each forward pass (balance loss, regularisers), or None."""
     if method.tuner == "upcycle":
-        log, coefficient = vlm.model.routing_log, method.adapter["balance_coefficient"]
+        log, coefficient = loaded.model.routing_log, method.adapter["balance_coefficient"]
         return lambda: coefficient * log.take_balance()
-    return getattr(getattr(vlm.model, "base_model", None), "penalty", None)
+    return getattr(getattr(loaded.model, "base_model", None), "penalty", None)
 
 
 def adapter_config(method: MethodSpec, architecture: str, seed: int) -> Any:
@@ -61,18 +69,20 @@ def adapter_config(method: MethodSpec, architecture: str, seed: int) -> Any:
         raise RequestError(f"method {method.name}: {error}") from error
 
 
-def save_adapted(vlm: Vlm, spec: RunSpec, folder: Path) -> None:
+def save_adapted(loaded: Vlm | Clip, spec: RunSpec, folder: Path) -> None:
     """Saves what was trained: peft's safetensors for an adapter, the whole model where its weights are trained."""
     if spec.method.tuner == "upcycle":
         from medbench.adapters.upcycle import save_upcycled
 
-        save_upcycled(vlm.model, folder)
+        save_upcycled(loaded.model, folder)
+    elif spec.method.tuner == "full" and isinstance(loaded, Clip):
+        save_clip(loaded, folder)
     elif spec.method.tuner == "full":
-        vlm.model.save_pretrained(folder)
+        loaded.model.save_pretrained(folder)
     else:
         # The folder names the backbone, not a path of this machine.
-        vlm.model.peft_config["default"].base_model_name_or_path = spec.backbone.name
-        vlm.model.save_pretrained(folder, save_embedding_layers=False)
+        loaded.model.peft_config["default"].base_model_name_or_path = spec.backbone.name
+        loaded.model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
     # Tested with `--adapter`, an adapter that never saw an image says so in its name.
     method = spec.method.name + (" trained blind" if spec.blind == "train" else "")
@@ -80,7 +90,7 @@ def save_adapted(vlm: Vlm, spec: RunSpec, folder: Path) -> None:
     write_json(folder / "medbench.json", about)
 
 
-def load_adapter(vlm: Vlm, folder: Path) -> None:
+def load_adapter(loaded: Vlm | Clip, folder: Path) -> None:
     """Puts a saved peft adapter on the backbone, strictly: a missing or unexpected key is an error.
 
     Raises:
@@ -88,8 +98,8 @@ def load_adapter(vlm: Vlm, folder: Path) -> None:
     """
     import medbench.adapters
 
-    vlm.model = medbench.adapters.load_adapter_strict(vlm.model, folder)
-    vlm.model.requires_grad_(False).eval().to(vlm.device)
+    loaded.model = medbench.adapters.load_adapter_strict(loaded.model, folder)
+    loaded.model.requires_grad_(False).eval().to(loaded.device)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -152,6 +162,6 @@ def stored_parameters(folder: Path) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(("expert_A0", "expert_B0")))
 
 
-def trainable_parameters(vlm: Vlm) -> int:
+def trainable_parameters(loaded: Vlm | Clip) -> int:
     """How many parameters would be trained now."""
-    return sum(p.numel() for p in vlm.model.parameters() if p.requires_grad)
+    return sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)

@@ -34,11 +34,19 @@ class LayerTable:
         layers: the linears by name and shape.
         total: parameters of the whole unadapted model.
         tower: parameters of the tower (or towers) that these linears are in; None where it is not known.
+        base: parameters that a method trains which trains the base itself: on a backbone of kind `clip` those of the
+            adapted tower, as papers count it; None: all of the model's.
     """
 
     layers: tuple[Layers, ...]
     total: int
     tower: int | None = None
+    base: int | None = None
+
+    @property
+    def trained_base(self) -> int:
+        """How many parameters full fine-tuning trains."""
+        return self.total if self.base is None else self.base
 
     @property
     def smallest_side(self) -> int:
@@ -89,6 +97,21 @@ def table_of(linears: Iterable[tuple[str, int, int]], pattern: str, total: int) 
         shapes = {_numberless(name) for name, _, _ in known}
         raise RequestError(f"targets {pattern!r} match no linear layer; {did_you_mean(pattern, shapes)}")
     return LayerTable(tuple(Layers(*key, count) for key, count in counts.items()), total)
+
+
+def tower_of(name: str) -> str | None:
+    """The tower of a classification backbone that a module or parameter belongs to.
+
+    Returns:
+        `vision`, `text`, or None for what is in neither (the temperature, a bias of the logits).
+
+    Example:
+        >>> tower_of("visual.trunk.blocks.0.attn.qkv.weight"), tower_of("positional_embedding"), tower_of("logit_scale")
+        ('vision', 'text', None)
+    """
+    if name.startswith("visual."):
+        return "vision"
+    return None if name in ("logit_scale", "logit_bias") else "text"
 
 
 def _numberless(name: str) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from medbench.backbones.pretrain import STATE, Pretraining, Recipe, fresh_vlm, read_state
+from medbench.backbones.pretrain import Pretraining, Recipe, fresh_vlm
 from medbench.backbones.registry import Backbone
+from medbench.backbones.resumable import STATE, read_state
 from medbench.backbones.skill import skill
 from medbench.backbones.vlm import Vlm, load_vlm
 from medbench.errors import RequestError, WorkError

@@ -51,6 +51,11 @@ class Vlm:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
+    def architecture(self) -> str:
+        """The model's `model_type`: a key of `registry.TARGETS` (or its default serves)."""
+        return str(self.base.config.model_type)
+
+    @property
     def accepts_features(self) -> bool:
         """Whether the model takes image features that were computed before (`mm_encoder_outputs`)."""
         return "mm_encoder_outputs" in inspect.signature(self.base.forward).parameters

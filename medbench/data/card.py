@@ -3,7 +3,8 @@
 A generative card is a valid lm-evaluation-harness task: lm-eval's own fields stand at the top level, everything
 of ours under `metadata:`. The prompt (`doc_to_text`), the target (`doc_to_target`) and the generation settings are
 read from lm-eval's fields, so there is one source for both. A card that is only trained on has `name:` instead of
-`task:`, so that lm-eval, which tests, ignores it.
+`task:`, so that lm-eval, which tests, ignores it. So has a card of kind classification, which lm-eval does not have:
+it has none of lm-eval's fields, and its prompts are made from `metadata.classes` and `metadata.templates`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from medbench.data.classes import prompts
 from medbench.data.item import lettered
 from medbench.data.metadata import ClosedRule as ClosedRule
 from medbench.data.metadata import Metadata as Metadata
@@ -75,7 +77,7 @@ class Card(Strict):
     test_split: str = "test"
     output_type: Literal["generate_until"] = "generate_until"
     doc_to_image: tuple[str, ...] = ()
-    doc_to_text: str
+    doc_to_text: str = ""
     doc_to_target: str = "{{answer}}"
     process_results: str | None = None
     generation_kwargs: GenerationSettings = GenerationSettings()
@@ -100,6 +102,10 @@ class Card(Strict):
 
     @model_validator(mode="after")
     def _tested_or_trained_on(self) -> Self:
+        if self.metadata.kind == "classification":
+            return self._without_lm_eval()
+        if "doc_to_text" not in self.model_fields_set:
+            raise ValueError("doc_to_text: is missing; add it")
         if (self.task is None) == (self.own_name is None):
             raise ValueError("should have either 'task' (lm-eval's, to be tested) or 'name' (only to be trained on)")
         tested = "test" in self.metadata.splits
@@ -110,6 +116,14 @@ class Card(Strict):
         for field in ("custom_dataset", "doc_to_image", "process_results", "metric_list"):
             if tested and not getattr(self, field):
                 raise ValueError(f"{field} is missing; add it")
+        return self
+
+    def _without_lm_eval(self) -> Self:
+        """A card of kind classification: lm-eval does not have it, so its fields would say nothing."""
+        if self.own_name is None:
+            raise ValueError("a task of kind classification has 'name' instead of 'task': lm-eval does not have it")
+        for field in sorted(self.model_fields_set - {"own_name", "metadata"}):
+            raise ValueError(f"{field}: not for kind classification; its prompts are metadata.classes and templates")
         return self
 
     @classmethod
@@ -130,6 +144,19 @@ class Card(Strict):
     def name(self) -> str:
         """The task's name."""
         return self.task or self.own_name or ""
+
+    @property
+    def tested(self) -> bool:
+        """Whether it has a test; else it is only trained on."""
+        return "test" in self.metadata.splits
+
+    def prompts(self, single: bool) -> dict[str, list[str]]:
+        """Class -> its prompts, in the order of the classes; none unless the kind is classification.
+
+        Args:
+            single: the first template with the first phrase of each class; else all with all.
+        """
+        return prompts(self.metadata.classes, self.metadata.templates, single)
 
     @property
     def digest(self) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Protocol
 
+from medbench.data.dicom import decode_dicom, is_dicom
+from medbench.data.grey import to_rgb
 from medbench.errors import WorkError
 
 if TYPE_CHECKING:
@@ -68,11 +70,14 @@ class Item:
 
     Attributes:
         id: the data set's own id as text, or the row number in its split.
-        image: the image; `image.key` is the cluster of the statistics.
+        image: the image.
         closed: whether the card's rule calls the question closed.
         candidates: the answers whose likelihood is compared, for closed questions.
         options: the answers that the question itself offers (multiple choice), in its order.
         question_type: what the data set says it asks about, where the card names the field (`types`).
+        group: the patient or examination, where the data names one; several images of it are one cluster.
+
+    An item of a classification has no question; its answer is a class of the card.
     """
 
     id: str
@@ -83,6 +88,12 @@ class Item:
     candidates: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     question_type: str = ""
+    group: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """What the statistics take as one: the group, else the image."""
+        return self.group or self.image.key
 
     @property
     def type(self) -> str:
@@ -102,13 +113,19 @@ def lettered(options: Sequence[str]) -> str:
 
 
 def decode(data: bytes) -> Image:
-    """Decodes an image to RGB, fully (a truncated file raises `OSError`, an absurdly large one `ValueError`)."""
+    """Decodes an image to RGB, fully (a truncated file raises `OSError`, an absurdly large one `ValueError`).
+
+    Grey values of more than eight bits are scaled (`medbench.data.grey`), a DICOM is shown as its window says
+    (`medbench.data.dicom`).
+    """
     from PIL import Image
 
+    if is_dicom(data):
+        return decode_dicom(data)
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return image.convert("RGB")
+            return to_rgb(image)
     except RuntimeError as error:  # how some of Pillow's formats say that a file is damaged
         raise ValueError(str(error) or type(error).__name__) from error
     except Image.DecompressionBombError as error:

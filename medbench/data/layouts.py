@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from medbench.data.labelled_layouts import LABELLED, check_labels
+from medbench.data.options import Inside, Options
 from medbench.errors import did_you_mean
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _inside(value: str) -> str:
-    path = PurePosixPath(value)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value:
-        raise ValueError(f"should be a path below the folder, without '..', is {value!r}")
-    return value
-
-
-#: A path that stays below the folder it is relative to.
-Inside = Annotated[str, AfterValidator(_inside)]
-
-
-class Cares(_Options):
+class Cares(Options):
     """`cares`: split -> question file; the images folder, relative to the data root."""
 
     files: dict[str, Inside]
@@ -37,41 +23,41 @@ Question = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Sections = Annotated[list[Literal["findings", "impression"]], Field(min_length=1)]
 
 
-class FairVlmedNpz(_Options):
+class FairVlmedNpz(Options):
     """`fairvlmed_npz`: which text is the report, and what the model is asked."""
 
     text: Literal["note", "gpt4_summary"]
     question: Question
 
 
-class HubParquet(_Options):
+class HubParquet(Options):
     """`hub_parquet`: our column names -> the file's."""
 
-    columns: dict[Literal["image", "question", "answer"], str] = {}
+    columns: dict[Literal["image", "question", "answer"], str] = Field(default_factory=dict)
 
 
-class LlavaConversations(_Options):
+class LlavaConversations(Options):
     """`llava_conversations`: split -> file of conversations, and the images folder."""
 
     files: dict[str, Inside]
     images: Inside = "images"
 
 
-class MedHallmark(_Options):
+class MedHallmark(Options):
     """`med_hallmark`: split -> file of conversations; the images folder, relative to the data root."""
 
     files: dict[str, Inside]
     images: Inside
 
 
-class MedHEval(_Options):
+class MedHEval(Options):
     """`medheval`: split -> question file; how an image's name begins -> its folder, relative to the data root."""
 
     files: dict[str, Inside]
     images: Annotated[dict[str, Inside], Field(min_length=1)]
 
 
-class MimicCxrJpg(_Options):
+class MimicCxrJpg(Options):
     """`mimic_cxr_jpg`: the reports' folder, the images shown, the sections of the report, what the model is asked."""
 
     reports: Inside
@@ -80,7 +66,7 @@ class MimicCxrJpg(_Options):
     question: Question
 
 
-class MmedRag(_Options):
+class MmedRag(Options):
     """`mmed_rag`: split -> question file; the images folder, relative to the data root; whether it holds `.npz`."""
 
     files: dict[str, Inside]
@@ -88,15 +74,15 @@ class MmedRag(_Options):
     npz: bool = False
 
 
-class OmniMedVqa(_Options):
+class OmniMedVqa(Options):
     """`omnimedvqa`: nothing to choose."""
 
 
-class PathVqaLxmert(_Options):
+class PathVqaLxmert(Options):
     """`pathvqa_lxmert`: nothing to choose."""
 
 
-class Phantom(_Options):
+class Phantom(Options):
     """`phantom`: what is asked of which modalities, the scanner, the seed, and images a split."""
 
     ask: Literal["vqa", "report", "yesno", "cls"]
@@ -108,7 +94,7 @@ class Phantom(_Options):
     test: int = 0
 
 
-class R2GenAnnotation(_Options):
+class R2GenAnnotation(Options):
     """`r2gen_annotation`: as `mimic_cxr_jpg`, with the annotation's file, and a CSV of texts for more than findings."""
 
     file: Inside
@@ -125,13 +111,13 @@ class R2GenAnnotation(_Options):
         return self
 
 
-class SlakeFolder(_Options):
+class SlakeFolder(Options):
     """`slake_folder`: the value of `q_lang` to keep."""
 
     language: str
 
 
-class VqaCp(_Options):
+class VqaCp(Options):
     """`vqa_cp`: split -> question file; the images folder, relative to the data root; the field that names an image."""
 
     files: dict[str, Inside]
@@ -139,14 +125,14 @@ class VqaCp(_Options):
     image_field: Annotated[str, Field(min_length=1)]
 
 
-class VqaRadJson(_Options):
+class VqaRadJson(Options):
     """`vqa_rad_json`: split -> question file, and split -> phrase types where one file holds several splits."""
 
     files: dict[str, str]
-    phrase_types: dict[str, list[str]] = {}
+    phrase_types: dict[str, list[str]] = Field(default_factory=dict)
 
 
-OPTIONS: dict[str, type[_Options]] = {
+OPTIONS: dict[str, type[Options]] = {
     "cares": Cares,
     "fairvlmed_npz": FairVlmedNpz,
     "hub_parquet": HubParquet,
@@ -162,20 +148,31 @@ OPTIONS: dict[str, type[_Options]] = {
     "slake_folder": SlakeFolder,
     "vqa_cp": VqaCp,
     "vqa_rad_json": VqaRadJson,
+    **LABELLED,
 }
 #: Layouts of questions about another set's images: `images` is relative to the data root.
 IMAGES_ELSEWHERE = ("cares", "med_hallmark", "medheval", "mmed_rag", "r2gen_annotation", "vqa_cp")
 _FILE_A_SPLIT = Cares | LlavaConversations | MedHallmark | MedHEval | MmedRag | VqaCp | VqaRadJson
 
 
-def check_layout(layout: str, options: Mapping[str, Any], splits: Collection[str]) -> None:
-    """Checks a layout's name and options against the splits that a card names.
+def check_layout(
+    layout: str, options: Mapping[str, Any], splits: Collection[str], classes: Collection[str] = ()
+) -> None:
+    """Checks a layout's name and options against the splits and the classes that a card names.
+
+    Args:
+        layout: its name.
+        options: what the card says of it.
+        splits: those of the card.
+        classes: those of a card of kind classification; none for other kinds, which have no layout of labels.
 
     Raises:
         ValueError: names the layout, the option and what would be right.
     """
     if layout not in OPTIONS:
         raise ValueError(f"unknown layout {layout!r}; {did_you_mean(layout, OPTIONS)}")
+    if layout in LABELLED and not classes:
+        raise ValueError(f"{layout}: only for kind classification")
     try:
         checked = OPTIONS[layout].model_validate(options)
     except ValidationError as error:
@@ -189,3 +186,4 @@ def check_layout(layout: str, options: Mapping[str, Any], splits: Collection[str
             raise ValueError(f"{layout}.files: no file for split {split!r}")
         if isinstance(checked, Phantom) and getattr(checked, split) < 1:
             raise ValueError(f"{layout}.{split}: should be the number of images, at least 1")
+    check_labels(layout, checked, splits, classes)

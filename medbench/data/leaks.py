@@ -139,7 +139,8 @@ def overlap(tested: Checked, other: Checked, names: tuple[str, str] = ("test", "
     for item in tested.items:
         key, question, answer = item.image.key, normalised(item.question), normalised(item.answer)
         _count(image, key in same, key in like)
-        _count(text, item.question in texts, question in plain)
+        # What is to be classified is asked nothing, which is no text to share.
+        _count(text, bool(item.question) and item.question in texts, bool(item.question) and question in plain)
         _count(pair, *(any(question == q for q, _ in found.get(key, ())) for found in (same, like)))
         _count(triple, *((question, answer) in found.get(key, ()) for found in (same, like)))
     questions = {

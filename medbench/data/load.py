@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from medbench.data.card import Card
 from medbench.data.item import BadItemError, Item, is_there
 from medbench.data.metadata import ClosedRule
 from medbench.data.readers import Row, get_reader
+from medbench.data.sampling import held_out_images as held_out_images
+from medbench.data.sampling import limited as limited
 from medbench.errors import RequestError, WorkError
 from medbench.files import digest
 
@@ -120,9 +121,10 @@ def load_items(
     if check:
         _check(card, source, published, on_bad_item)
     items, skipped = apply_card(card, rows, on_bad_item)
+    check_two_classes(card, source, location, items)
     if split in ("fit", "validation") and not own_validation:
-        held = held_out_images(card, sorted({row.image.key for row in rows if row.image}))
-        items = [item for item in items if (item.image.key in held) == (split == "validation")]
+        held = held_out_images(card, sorted({row.cluster for row in rows if row.image}))
+        items = [item for item in items if (item.cluster in held) == (split == "validation")]
     if not items:
         raise no_usable_item(card, split, location, skipped)
     left_out = sum(unlabelled(card, row) for row in rows)
@@ -156,37 +158,30 @@ def no_usable_item(card: Card, split: str, location: Location, skipped: Sequence
     return WorkError(f"task {card.name}: split {split} in {location.folder} has no usable item{first}")
 
 
-def limited(items: Sequence[Item], limit: int | None, split: str) -> list[Item]:
-    """The first items of a test (as lm-eval does); of a training split, those whose hash of the id sorts first.
+def check_two_classes(card: Card, split: str, location: Location, items: Sequence[Item]) -> None:
+    """Refuses a split of a classification in which there is one class only: nothing can be learned or told from it.
 
-    The published files are sorted by image or body part, so their head would be no sample of them.
+    Raises:
+        WorkError: names the split and the class.
     """
-    if limit is None or limit >= len(items):
-        return list(items)
-    if split in ("test", "validation"):
-        return list(items[:limit])
-    ranked = sorted(range(len(items)), key=lambda i: hashlib.sha256(items[i].id.encode()).digest())
-    return [items[i] for i in sorted(ranked[:limit])]
-
-
-def held_out_images(card: Card, keys: Sequence[str]) -> frozenset[str]:
-    """The images a card without a validation split holds out of its training split."""
-    holdout = card.metadata.holdout
-    if holdout is None:
-        return frozenset()
-    ranked = sorted(keys, key=lambda key: hashlib.sha256(f"{holdout.seed}:{key}".encode()).digest())
-    return frozenset(ranked[: round(len(ranked) * holdout.fraction)])
+    found = {item.answer for item in items} if card.metadata.kind == "classification" else set()
+    if len(found) == 1:
+        raise WorkError(
+            f"task {card.name}: split {split} in {location.folder} has only items of class {found.pop()!r}; "
+            f"the card's classes are {', '.join(card.metadata.classes)}"
+        )
 
 
 def rows_digest(rows: Sequence[Row], rule: ClosedRule) -> str:
-    """The sha256 over what the rows say: id, image name, question, answer, closed or not, unusable or not, options."""
+    """The sha256 over what the rows say: id, image, question, answer, closed, unusable, options, group."""
     return digest([_said(row, rule) for row in rows])
 
 
 def _said(row: Row, rule: ClosedRule) -> list[object]:
     image = row.image.key if row.image else ""
     said = [row.id, image, row.question, row.answer, _closed_mark(rule, row), bool(row.error)]
-    return [*said, list(row.options)] if row.options else said
+    options = [list(row.options)] if row.options else []
+    return [*said, *options, *([{"group": row.group}] if row.group else [])]
 
 
 def _closed_mark(rule: ClosedRule, row: Row) -> str:
@@ -244,22 +239,26 @@ def apply_card(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple
             continue
         seen.add(row.id)
         closed = is_closed(rule, row)
-        candidates = (tuple(dict.fromkeys(row.options)) or card.metadata.candidates) if closed else ()
         kind = row.fields.get(card.metadata.types or "", "")
         gold = label_of(card, row) or row.answer
-        items.append(Item(row.id, row.image, row.question, gold, closed, candidates, row.options, kind))
+        if card.metadata.kind == "classification":
+            items.append(Item(row.id, row.image, "", gold, closed, group=row.group))
+            continue
+        candidates = (tuple(dict.fromkeys(row.options)) or card.metadata.candidates) if closed else ()
+        items.append(Item(row.id, row.image, row.question, gold, closed, candidates, row.options, kind, row.group))
     return items, skipped
 
 
 def label_of(card: Card, row: Row) -> str | None:
     """The gold answer of a row under the card's rule `label`; None where it has none, and is left out.
 
-    A report must have a text: a study without the sections that the card wants has no reference.
+    A report must have a text: a study without the sections that the card wants has no reference. An item to classify
+    must have a label.
 
     `first_word`: the first word of the published answer, punctuation around it taken off, if it is yes or no. A row of
     multiple choice keeps its answer.
     """
-    if card.metadata.kind == "report":
+    if card.metadata.kind in ("report", "classification"):
         return row.answer.strip() or None
     if card.metadata.label == "answer" or row.options:
         return row.answer
@@ -268,15 +267,19 @@ def label_of(card: Card, row: Row) -> str | None:
 
 
 def unlabelled(card: Card, row: Row) -> bool:
-    """Whether a card leaves a row out because its answer says neither yes nor no."""
+    """Whether a card leaves a row out because it has no label: no text, no class, or neither yes nor no."""
     return row.error is None and label_of(card, row) is None
 
 
 def _label_problem(card: Card, row: Row) -> str | None:
-    """What is wrong with the label or the type of a row of yes/no questions."""
-    if row.error is not None or card.metadata.kind != "hallucination":
+    """What is wrong with the label or the type of a row of yes/no questions, or with the class of another."""
+    if row.error is not None or card.metadata.kind not in ("hallucination", "classification"):
         return None
     types, gold = card.metadata.types, label_of(card, row) or ""
+    if card.metadata.kind == "classification":
+        classes = card.metadata.classes
+        known = ", ".join(classes)
+        return None if gold in classes else f"item {row.id}: the label {gold[:40]!r} is none of the classes {known}"
     if types is not None and not row.fields.get(types):
         return f"item {row.id}: field {types!r} is absent (the card's types need it)"
     if not row.question:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from medbench.data.classes import Augment, check_classes
 from medbench.data.layouts import IMAGES_ELSEWHERE, check_layout
 
 
@@ -82,6 +83,8 @@ class AlwaysYes(Strict):
 
 
 Kind = Literal["vqa", "report", "hallucination", "classification"]
+#: The rule that a card of kind classification need not name.
+CLOSED = {"rule": "all"}
 
 
 class Metadata(Strict):
@@ -95,6 +98,11 @@ class Metadata(Strict):
     Of yes/no questions (kind `hallucination`): `label` is `answer` where the published answer is the gold, and
     `first_word` where the gold is its first word if that is yes or no; the other items are left out and counted.
     `types` names the field of the data that types the questions, for figures by type.
+
+    Of kind classification: `classes`, in the order of the labels, class -> the phrases that stand for it in the
+    `templates` (all with all are the ensemble of prompts, the first with the first is the single prompt); with two
+    classes, `positive` is the one that AUROC and F1 are of; `augment` is what training does to images. Every such item
+    is closed, and none has candidates.
     """
 
     version: Annotated[int, Field(ge=1)]
@@ -112,11 +120,28 @@ class Metadata(Strict):
     label: Literal["answer", "first_word"] = "answer"
     types: Annotated[str | None, Field(min_length=1)] = None
     always_yes: AlwaysYes | None = None
+    classes: dict[str, tuple[str, ...]] = {}
+    templates: tuple[str, ...] = ()
+    positive: str | None = None
+    augment: Augment | None = None
     licence: str
     access: Literal["open", "request", "credentialed", "generated"]
     obtain: str
     citation: str
     confidence: Confidence
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_are_closed(cls, value: Any) -> Any:
+        """Fills in `closed`, which such a card does not say; it has no default, so other digests stay as they are."""
+        if not isinstance(value, dict) or value.get("kind") != "classification":
+            return value
+        for field in ("candidates", "label", "types"):
+            if field in value:
+                raise ValueError(f"{field}: not for kind classification, whose answers are its classes")
+        if value.get("closed", CLOSED) != CLOSED:
+            raise ValueError("closed: not for kind classification, of which every item is closed")
+        return value | {"closed": CLOSED}
 
     @field_validator("splits")
     @classmethod
@@ -138,9 +163,16 @@ class Metadata(Strict):
         return value
 
     @model_validator(mode="after")
+    def _whole_classes(self) -> Metadata:
+        check_classes(self.classes, self.templates, self.positive, needed=self.kind == "classification")
+        if self.augment is not None and self.kind != "classification":
+            raise ValueError("augment: only for kind classification")
+        return self
+
+    @model_validator(mode="after")
     def _known_layouts(self) -> Metadata:
         for layout, options in self.layouts.items():
-            check_layout(layout, options, self.splits)
+            check_layout(layout, options, self.splits, tuple(self.classes))
             if layout in IMAGES_ELSEWHERE and len(Path(self.folder).parts) != 1:
                 raise ValueError(
                     f"{layout}.images: is relative to the data root, so {self.folder!r} must lie right in it"

@@ -9,7 +9,14 @@ from typing import Any
 from medbench.data.card import Card
 from medbench.data.check import check_images
 from medbench.data.item import is_there
-from medbench.data.load import apply_card, label_of, no_usable_item, read_published, unlabelled
+from medbench.data.load import (
+    apply_card,
+    check_two_classes,
+    label_of,
+    no_usable_item,
+    read_published,
+    unlabelled,
+)
 from medbench.data.metadata import Split
 from medbench.data.readers import Row
 from medbench.errors import RequestError, WorkError
@@ -53,6 +60,10 @@ def _verify_split(
     elif not items:
         raise no_usable_item(card, split, published.location, skipped)
     problems += skipped
+    try:
+        check_two_classes(card, split, published.location, items)
+    except WorkError as error:
+        problems.append(str(error))
     fits = len(problems)
     if expected.count not in (None, len(published.rows)):
         problems.append(f"{len(published.rows):,} items, expected {expected.count:,}")
@@ -64,7 +75,7 @@ def _verify_split(
         pinned = f"the {len(published.rows):,} questions {'and their digest ' if expected.digest else ''}match the card"
         problems.append(f"{pinned}, but {whole}" if known else whole)
     row: dict[str, Any] = {"items": 0, "closed": 0, "images": 0, "digest": published.digest, "images_digest": None}
-    row |= _yes_no(card, split, published.rows, problems)
+    row |= _yes_no(card, split, published.rows, problems) | _classes(card, published.rows)
     if not items:
         return row
     with progress_bar(f"verify {card.name} {split}") as step:
@@ -90,6 +101,17 @@ def _yes_no(card: Card, split: str, rows: Sequence[Row], problems: list[str]) ->
     if split == "test" and said is not None and said.model_dump() != rounded:
         problems.append(f"always_yes: the card says {said.model_dump()}, the questions give {rounded}")
     return {"left_out": left_out, "always_yes": rounded}
+
+
+def _classes(card: Card, rows: Sequence[Row]) -> dict[str, Any]:
+    """Of a classification: how many items have no label, and how many are of each class."""
+    if card.metadata.kind != "classification":
+        return {}
+    labels = [label_of(card, row) for row in rows if row.error is None]
+    return {
+        "left_out": labels.count(None),
+        "classes": {name: labels.count(name) for name in card.metadata.classes},
+    }
 
 
 def missing_images(rows: Sequence[Row]) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from medbench.data.card import IMAGE_TOKEN, Card, GenerationSettings
 from medbench.data.item import Item
 from medbench.errors import RequestError
 from medbench.harness.images import image_ref
-from medbench.inference.predict import Prediction, Predictor, _FirstLogits, _settings
+from medbench.inference.predict import Prediction, Predictor
 from medbench.spec import Generation
 
 #: lm-eval's own default of tokens to generate.
@@ -75,7 +75,7 @@ def card_of(settings: GenerationSettings) -> Card:
 class LikelihoodPredictor(Predictor):
     """Our predictor, asked for what lm-eval wants of a candidate: log-likelihood, and whether it is the greedy answer.
 
-    The log-likelihoods are those that our runner compares (`Predictor._loglikelihoods`).
+    The log-likelihoods are those that our runner compares.
     """
 
     def __init__(self, vlm: Vlm, batch_size: int):
@@ -88,21 +88,13 @@ class LikelihoodPredictor(Predictor):
         self.config.max_new_tokens = max(lengths)
         return super().predict(items, step)
 
-    def _answer(self, items: Sequence[Item], prompts: Sequence[str]) -> list[Prediction]:
-        from transformers import LogitsProcessorList
-
-        batch, first = self._batch(items, prompts), _FirstLogits()
-        with _settings(self.vlm.base, self.config):
-            generated = self.vlm.model.generate(
-                **self.features.inputs(batch, [self.vlm.image_key(item) for item in items]),
-                generation_config=self.config,
-                logits_processor=LogitsProcessorList([first]),
-            )
-        answers = generated[:, batch["input_ids"].shape[1] :].tolist()
-        rows = self._loglikelihoods(items, prompts, first.logprobs)
+    def answer(self, items: Sequence[Item], prompts: Sequence[str]) -> list[Prediction]:
+        """Rows with `scores`, see `predict`."""
+        answers, first = self.generate(items, prompts)
+        rows = self.loglikelihoods(items, prompts, first)
         return [
             {"scores": [(score, self._begins(answer, text)) for text, score in zip(item.candidates, row, strict=True)]}
-            for item, answer, row in zip(items, answers, rows, strict=True)
+            for item, answer, row in zip(items, answers.tolist(), rows, strict=True)
         ]
 
     def _begins(self, answer: list[int], candidate: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from medbench.scoring.bootstrap import LEVEL
 from medbench.scoring.choices import named_option
+from medbench.scoring.figures import better
 from medbench.scoring.kinds import get_family
 from medbench.scoring.measures import Measure
 from medbench.scoring.profiles import get_profile
@@ -23,7 +24,6 @@ Row = dict[str, Any]
 _FROM_PROBABILITIES = {"p_yes", "confidence", "argmax_right"}
 #: Means of scores that an item does not have by itself: they rest on the other items, too.
 _OF_THE_CORPUS = {"cider_d"}
-_LOWER_IS_BETTER = {"ece", "empty_share", "finding_hallucination", "hallucinating_share", "unparseable_share"}
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -59,9 +59,9 @@ def process_likelihoods(doc: Mapping[str, Any], results: Sequence[tuple[float, b
         doc: a row of `medbench.harness.dataset` with candidates.
         results: (log-likelihood, whether greedy) of each candidate.
     """
-    from medbench.inference.predict import _softmax
+    from medbench.inference.predict import candidate_probabilities
 
-    probabilities = _softmax(doc["candidates"], [value for value, _ in results])
+    probabilities = candidate_probabilities(doc["candidates"], [value for value, _ in results])
     return _values(doc, {"prediction": "", "probabilities": probabilities}, _by_likelihood(doc["kind"]))
 
 
@@ -73,7 +73,7 @@ def metric_list(kind: str, likelihood: bool) -> list[dict[str, Any]]:
         {
             "metric": name,
             "aggregation": _aggregation(name, figures) if _needs_all(name, measure) else "mean",
-            "higher_is_better": name not in _LOWER_IS_BETTER,
+            "higher_is_better": {1: True, -1: False}.get(better(name)),
         }
         for name, measure in measures.items()
     ]

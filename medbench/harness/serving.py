@@ -15,7 +15,9 @@ from medbench.errors import RequestError, WorkError, did_you_mean
 from medbench.files import digest, folder_digest
 from medbench.hub import is_hub_id
 from medbench.job import Job
-from medbench.plan import Request, adapter_folder, resolve
+from medbench.plan import resolve
+from medbench.plan_adapter import adapter_folder
+from medbench.request import Request
 from medbench.results.record import is_finished, read_record
 from medbench.results.routes import find_run
 from medbench.spec import Generation, load_spec

@@ -67,6 +67,8 @@ def task_config(
     """
     catalog = catalog or Catalog()
     card = catalog.task(name)
+    if card.metadata.kind == "classification":
+        raise RequestError(f"task {name} is a classification, which lm-eval does not have; use medbench run")
     if card.task is None:
         raise RequestError(f"task {name} can only be trained on, so lm-eval cannot test it")
     if likelihood and card.metadata.closed.rule == "none":

@@ -17,6 +17,7 @@ import torch
 from medbench.backbones.vlm import Batch, Vlm
 from medbench.data.card import Card
 from medbench.data.item import Item
+from medbench.errors import WorkError
 from medbench.inference.features import ImageFeatures
 from medbench.spec import Generation
 
@@ -83,40 +84,55 @@ class Predictor:
         rows: dict[int, Prediction] = {}
         for batch in _batches(order, self.generation.batch_size):
             chosen = [items[i] for i in batch]
-            answers = self._answer(chosen, [prompts[i] for i in batch])
+            answers = self.answer(chosen, [prompts[i] for i in batch])
             rows.update(zip(batch, answers, strict=True))
             step(len(batch))
         return [rows[i] for i in range(len(items))]
 
-    def _answer(self, items: Sequence[Item], prompts: Sequence[str]) -> list[Prediction]:
-        from transformers import LogitsProcessorList
+    def answer(self, items: Sequence[Item], prompts: Sequence[str]) -> list[Prediction]:
+        """The rows of a batch, whose images are encoded; a subclass may say something else of its answers.
 
-        keys = [self.vlm.image_key(item) for item in items]
-        batch = self._batch(items, prompts)
-        first = _FirstLogits()
-        with _settings(self.vlm.base, self.config):
-            generated = self.vlm.model.generate(
-                **self.features.inputs(batch, keys),
-                generation_config=self.config,
-                logits_processor=LogitsProcessorList([first]),
-            )
-        new = generated[:, batch["input_ids"].shape[1] :]
+        Args:
+            items: of one batch.
+            prompts: their chat texts.
+
+        Raises:
+            WorkError: the model gives a candidate no likelihood.
+        """
+        new, first = self.generate(items, prompts)
         texts = self.vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        scores = self._loglikelihoods(items, prompts, first.logprobs)
+        scores = self.loglikelihoods(items, prompts, first)
         return [
             {
                 "id": item.id,
                 "cluster": item.image.key,
                 "prediction": _cut(text, self.card.generation_kwargs.until),
-                "probabilities": _softmax(item.candidates, score) if item.candidates else None,
+                "probabilities": candidate_probabilities(item.candidates, score) if item.candidates else None,
             }
             for item, text, score in zip(items, texts, scores, strict=True)
         ]
 
+    def generate(self, items: Sequence[Item], prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Greedy answers to a batch.
+
+        Returns:
+            New tokens [B, T], padded at the end, and the log-probabilities of the first one [B, V].
+        """
+        from transformers import LogitsProcessorList
+
+        batch, first = self._batch(items, prompts), _FirstLogits()
+        with _settings(self.vlm.base, self.config):
+            generated = self.vlm.model.generate(
+                **self.features.inputs(batch, [self.vlm.image_key(item) for item in items]),
+                generation_config=self.config,
+                logits_processor=LogitsProcessorList([first]),
+            )
+        return generated[:, batch["input_ids"].shape[1] :], first.logprobs
+
     def _batch(self, items: Sequence[Item], prompts: Sequence[str]) -> Batch:
         return self.vlm.prompt_batch(prompts, [self.vlm.load_image(item) for item in items])
 
-    def _loglikelihoods(self, items: Sequence[Item], prompts: Sequence[str], first: torch.Tensor) -> list[list[float]]:
+    def loglikelihoods(self, items: Sequence[Item], prompts: Sequence[str], first: torch.Tensor) -> list[list[float]]:
         """Log p(candidate | prompt) for each item's candidates, end token not counted (as lm-eval does).
 
         The first token's comes with the generation; only candidates of several tokens need a forward of their own.
@@ -187,6 +203,23 @@ def _cut(text: str, until: Sequence[str]) -> str:
     return text
 
 
-def _softmax(candidates: Sequence[str], scores: Sequence[float]) -> str:
-    shifted = np.exp(np.asarray(scores, dtype=np.float64) - max(scores))
+def candidate_probabilities(candidates: Sequence[str], scores: Sequence[float]) -> str:
+    """The softmax of candidates' log-likelihoods, as a prediction stores it: JSON, candidate -> probability.
+
+    Raises:
+        WorkError: a log-likelihood is no number, or none is finite.
+
+    Example:
+        >>> candidate_probabilities(["yes", "no"], [-700.0, -700.0])
+        '{"yes": 0.5, "no": 0.5}'
+    """
+    given = np.asarray(scores, dtype=np.float64)
+    highest = given.max()  # NaN where any is
+    if not np.isfinite(highest):
+        said = ", ".join(f"{candidate!r} {score}" for candidate, score in zip(candidates, scores, strict=True))
+        raise WorkError(
+            f"the model's log-likelihoods are no numbers ({said[:80]}): its weights are damaged or its training "
+            "diverged, or the arithmetic overflows (then --dtype float32 helps)"
+        )
+    shifted = np.exp(given - highest)
     return json.dumps(dict(zip(candidates, (shifted / shifted.sum()).tolist(), strict=True)))

@@ -1,17 +1,19 @@
 """Writes the cards of the phantom tasks.
 
-Four kinds of question, each over all modalities, over each alone, and through each changed scanner:
+Four kinds of question and the classification by prompts, each over all modalities, over each alone, and through each
+changed scanner:
 
     python -m medbench.phantom.cards tasks
 
 The cards of a changed scanner ask the same questions about the same scenes, so that figures can be compared in pairs.
+`phantom_clip` are the images and classes of `phantom_cls`, for backbones that compare images with prompts.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medbench.data.load import rows_digest
 from medbench.data.metadata import ClosedRule
@@ -19,6 +21,7 @@ from medbench.data.readers.phantom import rows
 from medbench.files import write_text
 from medbench.phantom.anatomy import MODALITIES
 from medbench.phantom.image import SCANNERS
+from medbench.phantom.prompts import TEMPLATES, phrases
 from medbench.phantom.questions import classes
 from medbench.scoring.yesno import always_yes
 
@@ -48,6 +51,12 @@ _ABOUT = {
 _KINDS = {"yesno": "hallucination", "report": "report"}
 _VERSIONS = {"yesno": 2, "report": 2}
 _TOKENS = {"vqa": 24, "report": 128, "yesno": 8, "cls": 24}
+_SOURCE = """  licence: Apache-2.0
+  access: generated
+  obtain: "nothing to get: it is generated"
+  citation: "this project"
+  confidence: {level: none, note: "not one of the 23; generated, for learning, testing and CI"}
+"""
 _IMAGES = {"all": (800, 160, 300), "one": (400, 80, 150)}
 
 
@@ -59,12 +68,35 @@ def domains() -> dict[str, tuple[tuple[str, ...], str]]:
     return found | {f"_{name}": (everything, name) for name in SCANNERS if name != "standard"}
 
 
-def card(ask: str, suffix: str) -> str:
-    """The YAML of one card."""
+def _options(ask: str, suffix: str) -> dict[str, Any]:
+    """The options of the layout, as the reader takes them."""
     modalities, scanner = domains()[suffix]
     train, validation, test = _IMAGES["one" if len(modalities) == 1 else "all"]
-    options = {"seed": SEED, "train": train, "validation": validation, "test": test}
-    full = {"ask": ask, "modalities": list(modalities), "scanner": scanner, **options}
+    of = {"train": train, "validation": validation, "test": test}
+    return {"ask": ask, "modalities": list(modalities), "scanner": scanner, "seed": SEED, **of}
+
+
+def _layout(options: dict[str, Any]) -> str:
+    """The options in YAML's flow style."""
+    told = [f"{key}: [{', '.join(v)}]" if isinstance(v, list) else f"{key}: {v}" for key, v in options.items()]
+    return f"{{{', '.join(told)}}}"
+
+
+def _about(ask: str, suffix: str) -> str:
+    """What the images show and how they were taken."""
+    modalities, scanner = domains()[suffix]
+    shown = ", ".join(MODALITIES[name].image for name in modalities)
+    return (
+        shown
+        + ")"
+        + ("" if scanner == "standard" else f", {scanner.replace('_', ' ')} images of the scenes of phantom_{ask}")
+    )
+
+
+def card(ask: str, suffix: str) -> str:
+    """The YAML of one card."""
+    modalities, _ = domains()[suffix]
+    full = _options(ask, suffix)
     closed: Closed = {"vqa": "yes_no", "report": "none", "yesno": "all", "cls": "all"}[ask]  # type: ignore[assignment]
     candidates = {"report": "[]", "cls": f"[{', '.join(classes(modalities))}]"}.get(ask, '["yes", "no"]')
     splits, about = [], ""
@@ -75,8 +107,6 @@ def card(ask: str, suffix: str) -> str:
             figures = always_yes([row.answer for row in found]) or {}
             told = ", ".join(f"{name}: {round(value, 4)}" for name, value in figures.items())
             about = f"  types: question_type\n  always_yes: {{{told}}}\n"
-    shown = ", ".join(MODALITIES[name].image for name in modalities)
-    taken = "" if scanner == "standard" else f", {scanner.replace('_', ' ')} images of the scenes of phantom_{ask}"
     metrics = "\n".join(
         f"  - {{metric: {m}, aggregation: mean, higher_is_better: {str(not m.endswith('_share')).lower()}}}"
         for m in _METRICS[ask]
@@ -100,22 +130,46 @@ metadata:
   version: {_VERSIONS.get(ask, 1)}
   kind: {_KINDS.get(ask, "vqa")}
   dataset: generated phantoms
-  description: "Generated images ({shown}){taken}; {_ABOUT[ask]}."
+  description: "Generated images ({_about(ask, suffix)}; {_ABOUT[ask]}."
   folder: phantom
   layouts:
-    phantom: {{ask: {ask}, modalities: [{", ".join(modalities)}], scanner: {scanner}, seed: {SEED}, {
-        ", ".join(f"{split}: {options[split]}" for split in ("train", "validation", "test"))
-    }}}
+    phantom: {_layout(full)}
   splits:
 {newline.join(splits)}
   closed: {{rule: {closed}}}
   candidates: {candidates}
-{about}  licence: Apache-2.0
-  access: generated
-  obtain: "nothing to get: it is generated"
-  citation: "this project"
-  confidence: {{level: none, note: "not one of the 23; generated, for learning, testing and CI"}}
-"""
+{about}{_SOURCE}"""
+
+
+def clip_card(suffix: str) -> str:
+    """The YAML of one card of kind classification: the rows of `phantom_cls`, whose answers are its classes."""
+    options = _options("cls", suffix)
+    found = {split: rows(Path(), options, split) for split in ("train", "validation", "test")}
+    digests = {split: rows_digest(of, ClosedRule(rule="all")) for split, of in found.items()}
+    splits = [f"    {split}: {{count: {len(of)}, digest: {digests[split]}}}" for split, of in found.items()]
+    named = [f"    {name}: [{', '.join(map(_quoted, of))}]" for name, of in phrases(domains()[suffix][0]).items()]
+    newline = "\n"
+    return f"""# Written by `python -m medbench.phantom.cards`.
+name: phantom_clip{suffix}
+metadata:
+  version: 1
+  kind: classification
+  dataset: generated phantoms
+  description: "Generated images ({_about("clip", suffix)}; one class an image: normal, or the lesion's kind."
+  folder: phantom
+  layouts:
+    phantom: {_layout(options)}
+  splits:
+{newline.join(splits)}
+  classes:
+{newline.join(named)}
+  templates: [{", ".join(map(_quoted, TEMPLATES))}]
+  augment: {{crop: 0.8, rotate: 10, brightness: 0.2}}
+{_SOURCE}"""
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
 
 
 def main(folder: Path) -> None:
@@ -123,6 +177,8 @@ def main(folder: Path) -> None:
     for ask in _PROMPTS:
         for suffix in domains():
             write_text(folder / f"phantom_{ask}{suffix}.yaml", card(ask, suffix))
+    for suffix in domains():
+        write_text(folder / f"phantom_clip{suffix}.yaml", clip_card(suffix))
 
 
 if __name__ == "__main__":

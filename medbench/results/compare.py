@@ -8,11 +8,11 @@ from pathlib import Path
 
 from medbench.errors import RequestError, WorkError, did_you_mean
 from medbench.results.agreement import training_differences
-from medbench.results.marks import better
 from medbench.results.matching import Where, agreeing, candidates, common_seeds, described
 from medbench.results.record import read_scores
 from medbench.results.rows import Group, Row, about_runs, known_metrics, read_groups
 from medbench.scoring.analytic import ALPHA, minimal_detectable_effect
+from medbench.scoring.figures import better
 from medbench.scoring.paired import Tested, compare_paired, measures_of
 from medbench.scoring.permutation import holm
 from medbench.scoring.stats import metric_values, seed_sd
@@ -39,7 +39,7 @@ class Comparison:
         training: training settings in which the two differ: field -> both values.
         p: of the test, corrected over the comparisons of this metric (Holm); None where there is no test.
         detectable: the minimal detectable effect (`minimal_detectable_effect`), None where the standard error is not
-            known, or zero because the sides never differ.
+            known, or zero because the sides differ by the same in every cluster (as a rule: not at all).
         seed_sd: standard deviation of the difference between the seeds, None with one seed.
         verdict: of the first: `better`, `worse` (`higher`, `lower` where neither is good) or `not separable`, by the
             corrected p, or where there is none by the interval; None where the difference is undefined.
@@ -147,8 +147,9 @@ def _sd_of_difference(one: Sequence[float | None], two: Sequence[float | None]) 
     """Between seeds; a side that was not trained is the same for every seed of the other."""
     count = max(len(one), len(two))
     sides = [list(side) * count if len(side) == 1 else list(side) for side in (one, two)]
-    pairs = zip(sides[0][:count], sides[1][:count], strict=False)
-    return seed_sd([None if a is None or b is None else a - b for a, b in pairs])
+    if len(sides[0]) != len(sides[1]):  # seeds of what was not trained, which are no pairs
+        return None
+    return seed_sd([None if a is None or b is None else a - b for a, b in zip(*sides, strict=True)])
 
 
 def _judged(lines: Sequence[Comparison]) -> list[Comparison]:

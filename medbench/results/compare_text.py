@@ -7,8 +7,8 @@ from typing import Any
 
 from medbench.results.agreement import is_reference
 from medbench.results.compare import Comparison, Comparisons
-from medbench.results.marks import LOWER_IS_BETTER
-from medbench.results.writing import points, with_notes
+from medbench.results.writing import points, shown, with_notes
+from medbench.scoring.figures import LOWER_IS_BETTER, UNBOUNDED, scale_of
 from medbench.scoring.permutation import EXACT_UP_TO
 
 
@@ -48,7 +48,7 @@ def _numbers(line: Comparison) -> dict[str, Any]:
 def render_comparisons(found: Comparisons) -> str:
     """A table of one line a comparison and metric, in points, and what has to be known to read it."""
     rows = [(line.first.row, line.second.row) for line in found.lines]
-    shown = {
+    optional = {
         "backbone": len({one.backbone for one, _ in rows}) > 1,
         "trained on": True,
         "blind": any(one.blind for one, _ in rows),
@@ -56,7 +56,7 @@ def render_comparisons(found: Comparisons) -> str:
         "first": True,
         "second": True,
     }
-    header = [name for name, wanted in shown.items() if wanted]
+    header = [name for name, wanted in optional.items() if wanted]
     header += ["seeds", "metric", "n", "images", "first is at", "second is at", "difference", "p", "p (Holm)"]
     header += ["detectable", "first is"]
     body = []
@@ -70,12 +70,14 @@ def render_comparisons(found: Comparisons) -> str:
             "first": one.method,
             "second": two.method,
         }
-        cells = [told[name] for name, wanted in shown.items() if wanted]
+        cells = [told[name] for name, wanted in optional.items() if wanted]
         cells += [str(max(len(line.first.seeds), len(line.second.seeds))), line.metric]
         cells += [str(figures.difference.n), str(figures.difference.clusters)]
-        cells += [points(figures.first), points(figures.second), points(figures.difference, "+", line.seed_sd)]
+        scale = scale_of(line.metric)
+        cells += [points(side, scale=scale) for side in (figures.first, figures.second)]
+        cells += [points(figures.difference, "+", line.seed_sd, scale)]
         cells += [_p(flip.p, flip.exact) if flip else "-", _p(line.p)]
-        cells += ["-" if line.detectable is None else f"{100 * line.detectable:.1f}", line.verdict or "-"]
+        cells += [shown(line.detectable, scale=scale), line.verdict or "-"]
         body.append(cells)
     return with_notes(header, body, notes(found), "md")
 
@@ -116,6 +118,8 @@ def notes(found: Comparisons) -> list[str]:
             f"{', '.join(untested)}: no means over items, so no sign flips and no p; what is said of them is by the "
             "interval, uncorrected."
         )
+    if unbounded := [name for name in each if name in UNBOUNDED]:
+        said.append(f"{', '.join(unbounded)}: no percentage, and no points.")
     if lower := [name for name in each if name in LOWER_IS_BETTER]:
         said.append(f"{', '.join(lower)}: the lower the better.")
     return said + _about_runs(found)

@@ -29,7 +29,7 @@ from medbench.progress import progress_bar
 from medbench.results.environment import software
 from medbench.results.record import RECORD_SCHEMA, is_finished, task_figures
 from medbench.scoring.jsonl import read_predictions
-from medbench.scoring.predictions import gold_table, score_task
+from medbench.scoring.predictions import gold_table, score_task, scoring_of
 from medbench.spec import BackboneSpec, BudgetSpec, DataSpec, MethodSpec, RunSpec
 
 BackboneKnown = Literal["unknown", "none"]
@@ -83,7 +83,7 @@ def import_predictions(
         return folder
     items, about = _data(card, split, data_root)
     answers = _answers(card.name, split, items, read_predictions(predictions, card.name, split))
-    scored = score_task(card.name, split, items, answers, kind=card.metadata.kind)
+    scored = score_task(card.name, split, items, answers, **scoring_of(card))
     record = _record(spec, task_figures([scored]), about) | {
         "imported": {"file": predictions.name, "digest": digest, "seconds": time.monotonic() - started},
         "environment": {"fit": None, "predict": None, "import": software()},
@@ -114,7 +114,7 @@ def imported_spec(
     Raises:
         RequestError: the task has no such split, or no data.
     """
-    if split not in published_splits(card) or card.task is None:
+    if split not in published_splits(card) or "test" not in card.metadata.splits:
         raise RequestError(f"task {card.name} has no split {split!r} to answer; it has {published_splits(card)}")
     pinned = card.metadata.splits.get(split) or card.metadata.splits.get("train")
     found = None

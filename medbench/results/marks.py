@@ -15,14 +15,12 @@ from medbench.results.agreement import conditions
 from medbench.results.rows import Group
 from medbench.results.writing import Mark
 from medbench.scoring.analytic import ALPHA
+from medbench.scoring.figures import better
 from medbench.scoring.measures import Measure
-from medbench.scoring.paired import item_means, measure_of, same_order, usable_items
+from medbench.scoring.paired import measure_of, same_order
 from medbench.scoring.permutation import PERMUTATIONS, cluster_sums, holm, sign_flip_tests
 from medbench.scoring.weighted import Array
 
-LOWER_IS_BETTER = frozenset({"ece", "unparseable_share", "finding_hallucination", "hallucinating_share", "empty_share"})
-#: Of these more is neither better nor worse.
-NEITHER_IS_BETTER = frozenset({"yes_share"})
 #: Random sign patterns for each test of a column, so that p can fall far enough below 5 % after the correction.
 _PATTERNS_A_TEST = 100
 
@@ -38,13 +36,6 @@ class Standing:
 
     mark: Mark | None
     p: float | None
-
-
-def better(metric: str) -> int:
-    """1 where a higher value is the better one, -1 where a lower one is, 0 where neither is."""
-    if metric in NEITHER_IS_BETTER:
-        return 0
-    return -1 if metric in LOWER_IS_BETTER else 1
 
 
 def standings(rows: Mapping[int, tuple[Group, Sequence[pd.DataFrame]]], metric: str) -> dict[int, Standing] | None:
@@ -73,18 +64,19 @@ def standings(rows: Mapping[int, tuple[Group, Sequence[pd.DataFrame]]], metric: 
         return None
     blocks: dict[str, list[int]] = {}
     for number, (group, _) in rows.items():
-        if _takes_part(group):
+        if takes_part(group):
             blocks.setdefault(canonical_json(conditions(group, task)), []).append(number)
     values = {
         number: row
         for block in blocks.values()
         if len(block) > 1
-        for number, row in _values({number: rows[number][1] for number in block}, measure).items()
+        for number, row in item_values({number: rows[number][1] for number in block}, measure).items()
     }
     return judged([block for block in blocks.values() if block[0] in values], values, better(metric))
 
 
-def _takes_part(group: Group) -> bool:
+def takes_part(group: Group) -> bool:
+    """Whether a row is compared with others: sighted, and under one budget with them."""
     _, record = next(iter(group.values()))
     return bool(record["parameters"]["comparable"]) and not record["spec"].get("blind")
 
@@ -97,13 +89,13 @@ class ItemValues:
     clusters: NDArray[np.object_]
 
 
-def _values(block: Mapping[int, Sequence[pd.DataFrame]], measure: Measure) -> dict[int, ItemValues]:
+def item_values(block: Mapping[int, Sequence[pd.DataFrame]], measure: Measure) -> dict[int, ItemValues]:
     """The items of each row of a block, in one order: those that all rows can use."""
     lead = next(iter(block.values()))
     tables = {number: same_order(lead, own)[1] for number, own in block.items()}
-    used = np.logical_and.reduce([usable_items(own, measure) for own in tables.values()])
+    used = np.logical_and.reduce([measure.usable(own) for own in tables.values()])
     clusters = same_order(lead, lead)[0][0].loc[used, "cluster"].to_numpy(dtype=object)
-    return {number: ItemValues(item_means(own, measure, used), clusters) for number, own in tables.items()}
+    return {number: ItemValues(measure.means(own, used), clusters) for number, own in tables.items()}
 
 
 def judged(

@@ -14,10 +14,10 @@ from medbench.data.fingerprint import ABOUT
 from medbench.errors import RequestError, WorkError
 from medbench.files import read_json, read_parquet, write_json, write_parquet
 from medbench.job import Data, Job
-from medbench.protocol import task_protocols
+from medbench.protocol import leaking_tasks, task_protocols
 from medbench.scoring.kinds import get_family, kind_of
-from medbench.scoring.predictions import score_task
-from medbench.scoring.stats import estimate_metrics
+from medbench.scoring.predictions import score_task, scoring_of
+from medbench.scoring.stats import RESAMPLES, estimate_metrics
 from medbench.scoring.vqa import ITEM_COLUMNS
 
 #: Raised when the meaning of a record's field changes; records of another version are refused, never guessed at.
@@ -36,15 +36,15 @@ def score_run(job: Job, data: Data) -> dict[str, Any]:
     tables, figures = [], {}
     for test in job.spec.tests:
         rows = stored[(stored["task"] == test.task) & (stored["split"] == test.split)]
-        kind = job.cards[test.task].metadata.kind
-        scored = score_task(test.task, test.split, data.items(test).items, rows, kind=kind)
+        about = scoring_of(job.cards[test.task])
+        scored = score_task(test.task, test.split, data.items(test).items, rows, **about)
         tables.append(scored)
         figures[test.task] = task_figures([scored])
     write_parquet(job.folder / "scores.parquet", pd.concat(tables, ignore_index=True))
     return figures
 
 
-def task_figures(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
+def task_figures(tables: Sequence[pd.DataFrame], resamples: int = RESAMPLES) -> dict[str, Any]:
     """What a record and `--json` say of a task, from one score table a seed.
 
     n, clusters and metrics; what else the kind's family has to say (`about`); and n, clusters and metrics of each type
@@ -52,29 +52,34 @@ def task_figures(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
     """
     kind = kind_of(tables[0])
     family = get_family(kind)
-    figures = _figures(tables) if kind == "vqa" else {"kind": kind, **_figures(tables)}
+    figures = _figures(tables, resamples) if kind == "vqa" else {"kind": kind, **_figures(tables, resamples)}
     if hasattr(family, "about"):
         figures |= family.about(tables)
     types = sorted(set(tables[0]["question_type"].dropna()) - {""}) if "question_type" in tables[0] else []
     if types:
-        figures["types"] = {t: _figures([table[table["question_type"] == t] for table in tables]) for t in types}
+        each = {t: [table[table["question_type"] == t] for table in tables] for t in types}
+        figures["types"] = {t: _figures(those, resamples) for t, those in each.items()}
     return figures
 
 
-def _figures(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    metrics = {name: estimate.to_json() for name, estimate in estimate_metrics(tables).items()}
+def _figures(tables: Sequence[pd.DataFrame], resamples: int) -> dict[str, Any]:
+    metrics = {name: estimate.to_json() for name, estimate in estimate_metrics(tables, resamples).items()}
     return {"n": len(tables[0]), "clusters": int(tables[0]["cluster"].nunique()), "metrics": metrics}
 
 
 def write_record(job: Job, data: Data) -> Path:
     """Scores a run and writes its record: the last step."""
+    from medbench.results.traces import write_trace  # which needs the figures of this module
+
     started = time.monotonic()
     spec = job.spec
     fitted, predicted = job.step("fit") or {}, job.step("predict")
     if predicted is None:
         raise WorkError(f"run {job.folder.name[:12]}: nothing was predicted")
     tasks = score_run(job, data)
+    traced = write_trace(job, data) if spec.trace else None
     protocols = task_protocols(spec, job.cards, job.backbone.pretrained_on)
+    protocols |= dict.fromkeys(leaking_tasks(data.leaks), "in_domain")
     for test in spec.tests:
         about = data.about[f"{test.task}/{test.split}"]
         tasks[test.task] |= {
@@ -93,7 +98,8 @@ def write_record(job: Job, data: Data) -> Path:
         "method": spec.method.name,
         "seed": spec.seed,
         "backbone": spec.backbone.name,
-        "protocol": spec.protocol,
+        # By names the spec's; by pixels more may be known.
+        "protocol": "in_domain" if leaking_tasks(data.leaks) else spec.protocol,
         "blind": spec.blind,
         "tasks": tasks,
         "trained_on": spec.trained_tasks,
@@ -113,8 +119,11 @@ def write_record(job: Job, data: Data) -> Path:
         "weights": predicted["weights"],
         "training": {k: fitted[k] for k in ("stages", "stages_done_before", "from_run") if k in fitted},
         "prediction": {k: predicted[k] for k in ("images_encoded", "image_features_cached")},
+        # Of traced runs alone.
+        **({"trace": traced} if traced is not None else {}),
         "seconds": {
             "fit": fitted.get("seconds", 0.0),
+            **({"trace": fitted["trace_seconds"]} if "trace_seconds" in fitted else {}),
             "predict": predicted["seconds"],
             "score": time.monotonic() - started,
         },
@@ -164,9 +173,10 @@ def read_scores(folder: Path, task: str) -> pd.DataFrame:
     path = folder / "scores.parquet"
     table = read_parquet(path)
     found = table[table["task"] == task] if "task" in table else table
-    columns = getattr(get_family(kind_of(found)), "COLUMNS", ())
+    family = get_family(kind_of(found))
+    columns, texts = getattr(family, "COLUMNS", ()), getattr(family, "TEXTS", ())
     lacking = [name for name in ("task", *ITEM_COLUMNS, *columns) if name not in table]
-    numbers = [name for name in columns if name not in lacking]
+    numbers = [name for name in columns if name not in (*lacking, *texts)]
     wrong = [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]
     if lacking or wrong:
         raise WorkError(f"{path}: broken scores (columns {', '.join(lacking + wrong)}); score or run again")

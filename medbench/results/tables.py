@@ -25,6 +25,7 @@ from medbench.results.rows import (
     row_order,
 )
 from medbench.results.writing import Format, marked, points, with_notes
+from medbench.scoring.figures import UNBOUNDED
 from medbench.scoring.stats import Estimate, estimate_metrics, metric_values, seed_sd
 from medbench.scoring.yesno import reference_lines
 
@@ -36,8 +37,6 @@ DEFAULT_METRICS = (
     *("accuracy", "balanced_accuracy"),
     *("bleu_1", "bleu_4", "rouge_l", "cider_d", "finding_hallucination"),
 )
-#: Figures that are no fractions, and so not in percent.
-UNBOUNDED = frozenset({"cider_d"})
 BLIND_NOTE = (
     "Blind rows were tested on a blank image in place of every image; those marked train were trained on it, too."
 )
@@ -137,12 +136,12 @@ def _with_standings(table: Table, made: Sequence[tuple[Group, Scores]]) -> Table
             untested.append(metric)
         else:
             found |= {(n, column, metric): standing for n, standing in own.items()}
-        fields = _differing_tests(list(here.values()))
+        fields = differing_tests(list(here.values()))
         uneven |= {column: fields} if fields else {}
     return replace(table, standings=found, untested=tuple(dict.fromkeys(untested)), uneven=uneven)
 
 
-def _differing_tests(rows: Sequence[tuple[Group, list[pd.DataFrame]]]) -> tuple[str, ...]:
+def differing_tests(rows: Sequence[tuple[Group, Sequence[pd.DataFrame]]]) -> tuple[str, ...]:
     """The fields in which what the rows of a column answered differs."""
     conditions = [tested_conditions(group, str(tables[0]["task"].iloc[0])) for group, tables in rows]
     keys = sorted({key for row in conditions for key in row})
@@ -194,7 +193,7 @@ def render(table: Table, form: Format) -> str:
     for number, row in enumerate(table.rows):
         told = {"backbone": row.backbone, "blind": row.blind or "-", "setting": setting[number]}
         cells = [row.method, row.trained_on or "-", *(told[name] for name, wanted in shown.items() if wanted)]
-        cells += [_percent(row), row.parameters["budget"] or "-", _distance(row)]
+        cells += budget_cells(row.method, row.parameters)
         cells += ["-" if row.imported else str(len(row.seeds))]
         cells += [_cell(table, number, task, metric) for task, metric in table.columns]
         body.append(cells)
@@ -244,20 +243,13 @@ def _common_n(table: Table, task: str, metric: str) -> str:
     return f" (n={found.pop()})" if len(found) == 1 else ""
 
 
-def _percent(row: Row) -> str:
-    percent = row.parameters["percent"]
-    if percent is None:  # imported
-        return "-"
-    if row.method.startswith("adapter:"):
-        return f"{percent:.3g} (stored)"
-    return "0" if percent == 0 else f"{percent:.3g}"
-
-
-def _distance(row: Row) -> str:
-    distance = row.parameters["budget_distance"]
-    if distance is None:
-        return "-"
-    return f"{100 * distance:+.1f} %" + (" (below)" if distance < -0.05 else "")
+def budget_cells(method: str, parameters: dict[str, Any]) -> list[str]:
+    """A row's cells under `trainable %`, `budget` and `of budget`."""
+    percent, distance = parameters["percent"], parameters["budget_distance"]
+    share = "-" if percent is None else f"{percent:.3g}"  # not known of imported ones
+    share += " (stored)" if percent is not None and method.startswith("adapter:") else ""
+    far = "-" if distance is None else f"{100 * distance:+.1f} %" + (" (below)" if distance < -0.05 else "")
+    return [share, parameters["budget"] or "-", far]
 
 
 def _cell(table: Table, number: int, task: str, metric: str) -> str:

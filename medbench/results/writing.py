@@ -56,10 +56,20 @@ def _write_marks(text: str, form: Format) -> str:
     return text
 
 
+def shown(value: float | None, sign: str = "", scale: float = 100) -> str:
+    """A figure as tables show it: in points with one place, or with `scale` 1 (`scale_of`) as it is, with three.
+
+    Example:
+        >>> shown(0.1234), shown(0.1234, "+"), shown(1.5, scale=1), shown(None)
+        ('12.3', '+12.3', '1.500', '-')
+    """
+    return "-" if value is None else f"{scale * value:{sign}.{1 if scale == 100 else 3}f}"
+
+
 def points(estimate: Estimate, sign: str = "", sd: float | None = None, scale: float = 100) -> str:
     """An estimate in points: its value, deviation between seeds and interval, as far as there are any.
 
-    `scale` 1 is for figures that are no fractions (CIDEr-D).
+    `scale` is that of the metric (`medbench.scoring.figures.scale_of`).
 
     Example:
         >>> points(Estimate(0.5, 0.4, 0.61, n=10, clusters=5), sd=0.02), points(Estimate(0.5, None, None, 1, 1), "+")
@@ -69,11 +79,10 @@ def points(estimate: Estimate, sign: str = "", sd: float | None = None, scale: f
     """
     if estimate.value is None:
         return "-"
-    form = f"{sign}.1f" if scale == 100 else f"{sign}.3f"
-    text = f"{scale * estimate.value:{form}}" + (f" ± {scale * sd:{form.lstrip('+')}}" if sd is not None else "")
+    text = shown(estimate.value, sign, scale) + (f" ± {shown(sd, scale=scale)}" if sd is not None else "")
     if estimate.low is None or estimate.high is None:
         return text
-    return f"{text} [{scale * estimate.low:{form}}, {scale * estimate.high:{form}}]"
+    return f"{text} [{shown(estimate.low, sign, scale)}, {shown(estimate.high, sign, scale)}]"
 
 
 def json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

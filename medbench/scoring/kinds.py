@@ -21,6 +21,7 @@ FAMILIES = {
     "vqa": "medbench.scoring.vqa_figures",
     "hallucination": "medbench.scoring.yesno",
     "report": "medbench.scoring.report",
+    "classification": "medbench.scoring.classification",
 }
 """Kind -> the module of its score family."""
 
@@ -28,9 +29,11 @@ FAMILIES = {
 class Family(Protocol):
     """What the module of a score family offers.
 
-    It may also have `COLUMNS`, the numbers that its score tables hold for each item beside `ITEM_COLUMNS`: then stored
-    scores without them are refused as broken; `MEASURES`, its figures as `medbench.scoring.measures` describes them;
-    and `about(tables)`, what else a record says of a task.
+    It may also have `COLUMNS`, what its score tables hold for each item beside `ITEM_COLUMNS`, numbers but for those
+    that `TEXTS` names: then stored scores without them are refused as broken; `MEASURES`, its figures as
+    `medbench.scoring.measures` describes them; `about(tables)`, what else a record says of a task; `PROFILES`, where
+    not all profiles have a rule for it; and `plugin_measures(columns)`, the figures of optional scorers: then `score`
+    also takes them, as `plugins`. Of a kind whose cards name classes, `score` also takes `classes` and `positive`.
     """
 
     METRICS: Sequence[str]

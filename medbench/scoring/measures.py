@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medbench.errors import WorkError
 from medbench.scoring.bootstrap import Estimate, cluster_bootstrap, cluster_bootstrap_mean
-from medbench.scoring.weighted import Statistic, SumStatistic, combined
+from medbench.scoring.weighted import Array, Statistic, mean_statistic
 
 
 class Settings(TypedDict):
@@ -47,11 +47,21 @@ class Measure:
     counted: bool = True
 
     def usable(self, tables: Sequence[pd.DataFrame]) -> NDArray[np.bool_]:
-        """Which items can be used in every table; the tables have their rows in one order."""
-        used = self.of_type(tables[0])
-        for table in tables:
-            used = used & table[list(self.columns)].notna().all(axis=1).to_numpy()
-        return used
+        """Which items can be used in every table (one a seed); the tables have their rows in one order.
+
+        Raises:
+            WorkError: the seeds differ in which scores they define, and what is left out is not counted.
+        """
+        here = self.of_type(tables[0])
+        each = [here & table[list(self.columns)].notna().all(axis=1).to_numpy() for table in tables]
+        if not self.counted and any((used != each[0]).any() for used in each):
+            raise WorkError("the seeds differ in which scores of an item are defined")
+        return np.logical_and.reduce(each)
+
+    def means(self, tables: Sequence[pd.DataFrame], used: NDArray[np.bool_]) -> Array:
+        """The value of each used item for a mean over items, averaged over the seeds."""
+        found: Array = np.mean([table.loc[used, self.columns[-1]].to_numpy(np.float64) for table in tables], axis=0)
+        return found
 
     def of_type(self, table: pd.DataFrame) -> NDArray[np.bool_]:
         """Which items are of the measure's type."""
@@ -70,7 +80,7 @@ def estimate_measures(
         ensemble).
 
     Raises:
-        WorkError: as `aligned`.
+        WorkError: as `aligned`, or the seeds differ in which scores are defined.
     """
     same = aligned(tables)
     return {name: _estimate(measure, same, settings) for name, measure in measures.items()}
@@ -81,21 +91,11 @@ def _estimate(measure: Measure, tables: list[pd.DataFrame], settings: Settings) 
     clusters = tables[0].loc[used, "cluster"]
     empty = measure.empty if here.any() else f"no {measure.type} items"
     if measure.statistic is None:
-        values = np.mean([table.loc[used, measure.columns[-1]].to_numpy(np.float64) for table in tables], axis=0)
-        found = cluster_bootstrap_mean(values, clusters, empty=empty, **settings)
+        found = cluster_bootstrap_mean(measure.means(tables, used), clusters, empty=empty, **settings)
     else:
         each = [measure.statistic(*(table.loc[used, name] for name in measure.columns)) for table in tables]
-        found = cluster_bootstrap(_mean(each), clusters, empty=empty, undefined=measure.undefined, **settings)
+        found = cluster_bootstrap(mean_statistic(each), clusters, empty=empty, undefined=measure.undefined, **settings)
     return replace(found, left_out=int(here.sum() - used.sum())) if measure.counted else found
-
-
-def _mean(statistics: Sequence[Statistic]) -> Statistic:
-    """The mean of several statistics of the same items under the same weights."""
-    added, count = combined(statistics, [1] * len(statistics)), len(statistics)
-    if isinstance(added, SumStatistic):
-        of_sums = added.of_sums
-        return SumStatistic(added.columns, lambda sums: of_sums(sums) / count)
-    return lambda weights: added(weights) / count
 
 
 def aligned(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

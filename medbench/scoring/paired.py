@@ -27,7 +27,7 @@ from medbench.scoring.bootstrap import (
 from medbench.scoring.kinds import get_family, kind_of
 from medbench.scoring.measures import Measure, Settings, aligned
 from medbench.scoring.permutation import PERMUTATIONS, SignFlip, sign_flip_test
-from medbench.scoring.weighted import Array, Statistic, combined
+from medbench.scoring.weighted import Array, Statistic, mean_statistic
 
 Tables = Sequence[pd.DataFrame]
 
@@ -77,12 +77,12 @@ class _Pair:
         lead = self.sides[0][0]
         if not self.measure.of_type(lead).any():
             return f"no {self.measure.type} items"
-        alone = all(usable_items(side, self.measure).any() for side in self.sides)
+        alone = all(self.measure.usable(side).any() for side in self.sides)
         return f"no {self.measure.type} items that both sides can use" if alone else self.measure.empty
 
     def means(self) -> list[Array]:
         """Each side's value of each item, averaged over the seeds."""
-        return [item_means(side, self.measure, self.used) for side in self.sides]
+        return [self.measure.means(side, self.used) for side in self.sides]
 
 
 def estimate_paired(
@@ -160,28 +160,10 @@ def measures_of(table: pd.DataFrame) -> Mapping[str, Measure]:
     return found
 
 
-def item_means(side: Tables, measure: Measure, used: NDArray[np.bool_]) -> Array:
-    """The value of each used item for a mean over items, averaged over the seeds; the tables are in one order."""
-    column = measure.columns[-1]
-    values: Array = np.mean([table.loc[used, column].to_numpy(np.float64) for table in side], axis=0)
-    return values
-
-
-def usable_items(side: Tables, measure: Measure) -> NDArray[np.bool_]:
-    """Which items every seed of a side can use for a measure; the tables are in one order.
-
-    Raises:
-        WorkError: the seeds differ in which scores they define, and the measure does not count what is left out.
-    """
-    if not measure.counted and any((measure.usable([t]) != measure.usable(side[:1])).any() for t in side[1:]):
-        raise WorkError("the seeds differ in which scores of an item are defined")
-    return measure.usable(side)
-
-
 def _pair(first: Tables, second: Tables, metric: str) -> _Pair:
     one, two = same_order(first, second)
     measure = measure_of(one[0], metric)
-    return _Pair(measure, (one, two), usable_items(one, measure) & usable_items(two, measure))
+    return _Pair(measure, (one, two), measure.usable(one) & measure.usable(two))
 
 
 def _figures(pair: _Pair, settings: Settings) -> tuple[Paired, Array]:
@@ -220,8 +202,7 @@ def _mean_statistic(side: Tables, measure: Measure, used: NDArray[np.bool_]) -> 
     """The mean over the seeds of a statistic, which is computed a seed at a time."""
     make = measure.statistic
     assert make is not None
-    each = [make(*(table.loc[used, name] for name in measure.columns)) for table in side]
-    return combined(each, [1 / len(each)] * len(each))
+    return mean_statistic([make(*(table.loc[used, name] for name in measure.columns)) for table in side])
 
 
 def same_order(first: Tables, second: Tables) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:

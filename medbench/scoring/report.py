@@ -23,16 +23,13 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from medbench.errors import RequestError
 from medbench.progress import progress_bar
 from medbench.scoring.bootstrap import LEVEL, RESAMPLES, Estimate
 from medbench.scoring.findings import chexbert14
 from medbench.scoring.measures import Measure, estimate_measures
-from medbench.scoring.pairs import text_problem
 from medbench.scoring.profiles import Profile, as_profile
 from medbench.scoring.report_bleu import COUNTS, EPSILON, BleuStatistic, bleu_counts, sentence_bleu
 from medbench.scoring.report_cider import ONE_REFERENCE, SIGMA, cider_d
@@ -41,27 +38,14 @@ from medbench.scoring.report_plugins import Requested, f1_of_counts, plugin_meas
 from medbench.scoring.report_rouge import NAMES as ROUGE
 from medbench.scoring.report_rouge import rouge
 from medbench.scoring.report_text import ORDERS, TOKENS, words
-from medbench.scoring.weighted import Array, SumStatistic
+from medbench.scoring.vqa import check_items
+from medbench.scoring.weighted import ratio_statistic
 
 PROFILES = ("medbench",)
 SENTENCE = tuple(f"sentence_bleu_{n}" for n in ORDERS)
 FINDINGS = ("asserted", "made_up", "gold_asserted", "right")
 COLUMNS = (*COUNTS, *SENTENCE, *ROUGE, "meteor", "cider_d", *FINDINGS, "makes_up", "empty")
 _BAR_FROM = 200  # reports; fewer are scored before a bar could be seen
-
-
-def share_of(part: ArrayLike, whole: ArrayLike) -> SumStatistic:
-    """The ratio of two sums as a function of item weights; NaN where the lower one is 0.
-
-    Example:
-        >>> share_of([1, 0], [3, 1])(np.ones((1, 2))).tolist()
-        [0.25]
-    """
-
-    def of_sums(sums: Array) -> Array:
-        return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
-
-    return SumStatistic(np.stack([np.asarray(c, dtype=np.float64) for c in (part, whole)], axis=1), of_sums)
 
 
 def _mean(column: str, empty: str = "not scored") -> Measure:
@@ -76,10 +60,12 @@ MEASURES: dict[str, Measure] = (
         "meteor": _mean("meteor", f"{MISSING}; install it and score again"),
         "cider_d": _mean("cider_d", ONE_REFERENCE),
         "finding_hallucination": Measure(
-            *("open", ("made_up", "asserted"), "not scored", share_of), undefined="no prediction asserts a finding"
+            *("open", ("made_up", "asserted"), "not scored", ratio_statistic),
+            undefined="no prediction asserts a finding",
         ),
         "finding_recall": Measure(
-            *("open", ("right", "gold_asserted"), "not scored", share_of), undefined="no reference asserts a finding"
+            *("open", ("right", "gold_asserted"), "not scored", ratio_statistic),
+            undefined="no reference asserts a finding",
         ),
         "finding_f1": Measure(
             *("open", ("right", "asserted", "gold_asserted"), "not scored", f1_of_counts),
@@ -115,7 +101,7 @@ def score(items: pd.DataFrame, profile: str | Profile = "medbench", plugins: Seq
     rule = as_profile(profile)
     if rule.NAME not in PROFILES:
         raise RequestError(f"profile {rule.NAME} has no rule for reports; use {', '.join(PROFILES)}")
-    _check(items)
+    check_items(items)
     golds, predictions = list(items["gold"]), list(items["prediction"])
     meteor, rows = load_meteor(), []
     with _bar("score reports", len(golds)) as step:
@@ -165,8 +151,11 @@ def check_resources() -> list[str]:
     return [] if load_meteor() else [f"reports: meteor will be missing: {MISSING}"]
 
 
-def implementations(plugins: Sequence[Requested] = ()) -> dict[str, str]:
-    """Metric -> the program, version and settings that it is computed with, for the record."""
+def implementations() -> dict[str, str]:
+    """Metric -> the program, version and settings that it is computed with, for the record.
+
+    Those of plug-ins are in `medbench.scoring.report_plugins.plugin_implementations`.
+    """
     nltk, rouge_score = version("nltk"), version("rouge-score")
     meteor = load_meteor()
     found = {f"bleu_{n}": f"corpus BLEU, NLTK {nltk} (corpus_bleu), no smoothing; {TOKENS}" for n in ORDERS}
@@ -181,8 +170,6 @@ def implementations(plugins: Sequence[Requested] = ()) -> dict[str, str]:
         ("finding_hallucination", "finding_recall", "finding_f1", "hallucinating_share"),
         f"medbench's rules ({chexbert14().name}), not CheXbert; 13 findings",
     )
-    for asked in plugins:
-        found |= dict.fromkeys(asked.plugin.measures, f"{asked.plugin.source}; {asked.implementation}")
     return found
 
 
@@ -200,17 +187,3 @@ def _row(gold: str, prediction: str, meteor: Callable[[list[str], list[str]], fl
 
 def _bar(title: str, number: int) -> AbstractContextManager[Callable[[int, int], Any]]:
     return progress_bar(title) if number >= _BAR_FROM else nullcontext(lambda done, total: None)
-
-
-def _check(items: pd.DataFrame) -> None:
-    missing = [name for name in ("id", "cluster", "type", "gold", "prediction") if name not in items]
-    if missing:
-        raise RequestError(f"items lack the column(s) {', '.join(missing)}")
-    repeated = items["id"][items["id"].duplicated()]
-    if len(repeated):
-        raise RequestError(f"item id {repeated.iloc[0]!r} occurs more than once ({len(repeated)} repeats)")
-    for name in ("gold", "prediction"):
-        for item_id, value in zip(items["id"], items[name], strict=True):
-            problem = text_problem(value)
-            if problem:
-                raise RequestError(f"item {item_id!r}: {name} {problem}")

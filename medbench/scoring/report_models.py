@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from medbench.errors import WorkError
@@ -77,12 +78,13 @@ def green(folder: Path, golds: Sequence[str], predictions: Sequence[str], step: 
     """GREEN of the package `green-score`."""
     from green_score import GREEN
 
-    scorer = GREEN(str(folder), output_dir=".")
+    with TemporaryDirectory() as scratch:  # for the files that it writes
+        scorer = GREEN(str(folder), output_dir=scratch)
 
-    def score(wanted: list[str], given: list[str]) -> Sequence[float]:
-        return list(scorer(wanted, given)[2])
+        def score(wanted: list[str], given: list[str]) -> Sequence[float]:
+            return list(scorer(wanted, given)[2])
 
-    return {"green": _in_parts(score, golds, predictions, step)}
+        return {"green": _in_parts(score, golds, predictions, step)}
 
 
 def _in_parts(

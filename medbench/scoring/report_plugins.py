@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from medbench.errors import RequestError, did_you_mean
 from medbench.files import file_digest
 from medbench.scoring.measures import Measure
-from medbench.scoring.weighted import Array, SumStatistic
+from medbench.scoring.weighted import SumStatistic, ratio_statistic
 
 Step = Callable[[int, int], None]
 Scorer = Callable[[Path, Sequence[str], Sequence[str], Step], Mapping[str, Sequence[float]]]
@@ -38,6 +38,7 @@ class Plugin:
         package: that it is of.
         extra: of medbench, that installs the package; None where there is none.
         weights: files that the folder must hold.
+        models: models that it must hold, each a folder as the hub has it: config.json and the weights.
         where: where they are had.
         source: the paper.
         measures: its figures.
@@ -52,7 +53,17 @@ class Plugin:
     where: str
     source: str
     measures: Mapping[str, Measure]
-    scorer: str = ""
+    scorer: str
+    models: tuple[str, ...] = ()
+
+    def files(self, folder: Path) -> dict[str, list[Path]]:
+        """What it needs -> the files in a folder that are that, none where it is missing."""
+        needed = (*self.weights, *(f"{model}/config.json" for model in self.models))
+        found = {name: [path] if (path := folder / name).is_file() else [] for name in needed}
+        for model in self.models:
+            place = folder / model
+            found[f"{model}/*.safetensors"] = sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
+        return found
 
 
 @dataclass(frozen=True)
@@ -70,14 +81,15 @@ class Requested:
 
     @property
     def implementation(self) -> str:
-        """Package, version and the sha256 of the weights, for the record."""
-        found = self.plugin.package
+        """Source, package, version and the sha256 of each file of the weights, for the record."""
+        package = self.plugin.package
         try:
-            found += f" {version(found)}"
+            package += f" {version(package)}"
         except PackageNotFoundError:
-            found += " of unknown version"
-        digests = ", ".join(f"{name} {file_digest(self.folder / name)[:12]}" for name in self.plugin.weights)
-        return f"{found}; weights {digests}"
+            package += " of unknown version"
+        files = [path for found in self.plugin.files(self.folder).values() for path in found]
+        digests = ", ".join(f"{path.relative_to(self.folder)} {file_digest(path)[:12]}" for path in files)
+        return f"{self.plugin.source}; {package}; weights {digests}"
 
 
 def f1_of_counts(hits: ArrayLike, said: ArrayLike, wanted: ArrayLike) -> SumStatistic:
@@ -92,12 +104,7 @@ def f1_of_counts(hits: ArrayLike, said: ArrayLike, wanted: ArrayLike) -> SumStat
         >>> f1_of_counts([1, 0], [2, 0], [1, 1])(np.ones((1, 2))).tolist()
         [0.5]
     """
-
-    def of_sums(sums: Array) -> Array:
-        both = sums[:, 1] + sums[:, 2]
-        return np.divide(2 * sums[:, 0], both, out=np.full(len(sums), np.nan), where=both > 0)
-
-    return SumStatistic(np.stack([np.asarray(c, dtype=np.float64) for c in (hits, said, wanted)], axis=1), of_sums)
+    return ratio_statistic(2 * np.asarray(hits, dtype=np.float64), np.add(said, wanted))
 
 
 def _f1(prefix: str) -> Measure:
@@ -126,19 +133,20 @@ PLUGINS: dict[str, Plugin] = {
         f"{_HERE}:radgraph",
     ),
     "ratescore": Plugin(
-        *("ratescore", "RaTEScore", "RaTEScore", "ratescore"),
-        ("RaTE-NER-Deberta/config.json", "BioLORD-2023-C/config.json"),
+        *("ratescore", "RaTEScore", "RaTEScore", "ratescore", ()),
         "the hub's Angelakeke/RaTE-NER-Deberta and FremyCompany/BioLORD-2023-C, a folder each",
         "Zhao et al., EMNLP 2024; affinity matrix 'long'",
         {"ratescore": _mean("ratescore")},
         f"{_HERE}:ratescore",
+        models=("RaTE-NER-Deberta", "BioLORD-2023-C"),
     ),
     "green": Plugin(
-        *("green", "green_score", "green-score", None, ("config.json",)),
+        *("green", "green_score", "green-score", None, ()),
         "the hub's StanfordAIMI/GREEN-radllama2-7b; the package green-score 0.0.12 wants Python 3.12.1",
         "Ostmeier et al., EMNLP Findings 2024",
         {"green": _mean("green")},
         f"{_HERE}:green",
+        models=(".",),
     ),
 }
 
@@ -147,8 +155,8 @@ def request_plugins(words: Sequence[str]) -> list[Requested]:
     """Plug-ins as a command names them, `NAME=FOLDER` each, checked to be able to run.
 
     Raises:
-        RequestError: an unknown name, no folder, the package is not installed, or the folder lacks a file; says what
-            would be right.
+        RequestError: an unknown name or one given twice, no folder, the package is not installed, or the folder lacks
+            a file; says what would be right.
 
     Example:
         >>> request_plugins(["chexbert"])
@@ -157,7 +165,11 @@ def request_plugins(words: Sequence[str]) -> list[Requested]:
         medbench.errors.RequestError: chexbert: name the folder of its weights: chexbert=DIR, with chexbert.pth and \
 vocab.txt (chexbert.pth of the hub's StanfordAIMI/RRG_scorers; vocab.txt of google-bert/bert-base-uncased)
     """
-    return [_checked(word) for word in words]
+    asked = [_checked(word) for word in words]
+    names = [each.plugin.name for each in asked]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise RequestError(f"plug-in {', '.join(twice)}: asked for more than once; one folder each")
+    return asked
 
 
 def plugin_measures(columns: Sequence[str]) -> dict[str, Measure]:
@@ -170,18 +182,24 @@ def plugin_measures(columns: Sequence[str]) -> dict[str, Measure]:
     }
 
 
+def plugin_implementations(plugins: Sequence[Requested]) -> dict[str, str]:
+    """Metric -> what it is computed with, for the record; reads all the weights for their digests."""
+    return {name: said for asked in plugins for said in [asked.implementation] for name in asked.plugin.measures}
+
+
 def _checked(word: str) -> Requested:
     name, _, place = word.partition("=")
     if name not in PLUGINS:
         raise RequestError(f"unknown plug-in {name!r}; {did_you_mean(name, PLUGINS)}")
     plugin = PLUGINS[name]
-    files = " and ".join(plugin.weights)
+    found = plugin.files(Path(place))
+    files = " and ".join(found)
     if not place:
         raise RequestError(f"{name}: name the folder of its weights: {name}=DIR, with {files} ({plugin.where})")
     if find_spec(plugin.module) is None:
         hint = f"pip install 'medbench[{plugin.extra}]'" if plugin.extra else f"pip install {plugin.package}"
         raise RequestError(f"{name}: its package {plugin.module} is not installed; {hint}")
-    missing = [file for file in plugin.weights if not (Path(place) / file).is_file()]
+    missing = [file for file, paths in found.items() if not paths]
     if missing:
         raise RequestError(f"{name}: {Path(place) / missing[0]} is missing; get {plugin.where}")
     return Requested(plugin, Path(place))

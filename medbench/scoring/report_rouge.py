@@ -24,7 +24,9 @@ def rouge(gold: str, prediction: str) -> dict[str, float]:
         >>> [round(found[name], 3) for name in ("rouge_1", "rouge_2", "rouge_l")]
         [0.667, 0.0, 0.667]
     """
-    wanted, given = (_scorer()._tokenizer.tokenize(text) for text in (gold, prediction))
+    from rouge_score.tokenize import tokenize
+
+    wanted, given = (tokenize(text, None) for text in (gold, prediction))
     if len(wanted) * len(given) <= _TABLE:
         scored = _scorer().score(gold, prediction)
         found = {name: scored[theirs].fmeasure for name, theirs in zip(NAMES, _TYPES, strict=True)}

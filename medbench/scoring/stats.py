@@ -5,11 +5,10 @@ is conditional on the seeds, and `seed_sd` is printed beside it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from medbench.errors import WorkError
 from medbench.scoring.bootstrap import (
@@ -20,51 +19,16 @@ from medbench.scoring.bootstrap import (
     cluster_bootstrap_mean,
 )
 from medbench.scoring.kinds import get_family, kind_of
-from medbench.scoring.measures import aligned
-from medbench.scoring.profiles import KEYS
-from medbench.scoring.vqa import ITEM_COLUMNS
-from medbench.scoring.weighted import Statistic, auroc_statistic, ece_statistic
 
 __all__ = [
+    "RESAMPLES",
     "Estimate",
     "cluster_bootstrap",
     "cluster_bootstrap_mean",
     "estimate_metrics",
-    "mean_over_seeds",
     "metric_values",
     "seed_sd",
 ]
-
-STATISTICS: dict[str, Callable[[ArrayLike, ArrayLike], Statistic]] = {
-    "auroc": auroc_statistic,
-    "ece": ece_statistic,
-}
-
-
-def mean_over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Average each item's scores over the seeds.
-
-    The columns of `medbench.scoring.vqa.score_table` that probability metrics need are left out: the AUROC of
-    mean probabilities is that of an ensemble. `estimate_metrics` averages those metrics instead.
-
-    Args:
-        tables: One score table a seed, in any order of the rows.
-
-    Returns:
-        A score table in the order of the first one.
-
-    Raises:
-        WorkError: No table, or they differ in items, clusters, types, profile, or in which scores are
-            defined.
-    """
-    same = aligned(tables)
-    stacked = np.stack([table[list(KEYS)].to_numpy(dtype=np.float64) for table in same])
-    gaps = np.isnan(stacked)
-    if (gaps != gaps[0]).any():
-        raise WorkError("the seeds differ in which scores of an item are defined")
-    mean = same[0][list(ITEM_COLUMNS)].copy()
-    mean[list(KEYS)] = stacked.mean(axis=0)
-    return mean
 
 
 def seed_sd(per_seed_values: Sequence[float | None]) -> float | None:
@@ -102,7 +66,7 @@ def estimate_metrics(
         items (`auroc`, `ece`, `f1`) is computed a seed at a time and averaged, in each resample too.
 
     Raises:
-        WorkError: As `mean_over_seeds`.
+        WorkError: No table, or they differ in items, clusters, types, profile, or in which scores are defined.
     """
     if not tables:
         raise WorkError("no score table")

@@ -64,7 +64,7 @@ def score_table(items: pd.DataFrame, profile: str | Profile = "medbench") -> pd.
         [0.5, 1.0]
     """
     rule = as_profile(profile)
-    _check(items)
+    check_items(items)
     given = items["probabilities"] if "probabilities" in items else [None] * len(items)
     offered = items["options"] if "options" in items else [()] * len(items)
     columns = (items[name] for name in _INPUT_COLUMNS)
@@ -134,7 +134,12 @@ def _probability_row(rule: Profile, gold: str, probabilities: dict[str, float] |
     return row
 
 
-def _check(items: pd.DataFrame) -> None:
+def check_items(items: pd.DataFrame) -> None:
+    """Checks a table of items before they are scored: its columns, ids, types and texts.
+
+    Raises:
+        RequestError: a missing column, a repeated id, or a bad value; names the item.
+    """
     missing = [name for name in _INPUT_COLUMNS if name not in items]
     if missing:
         raise RequestError(f"items lack the column(s) {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""AUROC and calibration error of weighted items, for many weightings at once.
+"""Ratios, AUROC and calibration error of weighted items, for many weightings at once.
 
 In a bootstrap an item's weight is how often its cluster was drawn; what does not depend on the weights
 (sorting, binning) is done once.
@@ -37,28 +37,45 @@ class SumStatistic:
         return self.of_sums(weights @ self.columns)
 
 
-def combined(statistics: Sequence[Statistic], factors: Sequence[float]) -> Statistic:
-    """A sum of statistics of the same items, each times a factor: a mean over seeds, or a difference of two sides.
+def mean_statistic(statistics: Sequence[Statistic]) -> Statistic:
+    """The mean of several statistics of the same items under the same weights: one a seed.
 
     Example:
         >>> first, second = (ece_statistic(sure, [1, 0]) for sure in ([1.0, 1.0], [0.5, 0.5]))
-        >>> combined([first, second], [1, -1])(np.ones((1, 2))).tolist()
-        [0.5]
+        >>> mean_statistic([first, second])(np.ones((1, 2))).tolist()
+        [0.25]
     """
-    if not all(isinstance(statistic, SumStatistic) for statistic in statistics):
-
-        def added(weights: Array) -> Array:
-            return np.sum([factor * part(weights) for part, factor in zip(statistics, factors, strict=True)], axis=0)
-
-        return added
     parts = [statistic for statistic in statistics if isinstance(statistic, SumStatistic)]
+    if len(parts) < len(statistics):
+        return lambda weights: np.mean([statistic(weights) for statistic in statistics], axis=0)
     ends = np.cumsum([part.columns.shape[1] for part in parts])[:-1]
 
     def of_sums(sums: Array) -> Array:
-        split = zip(parts, np.split(sums, ends, axis=1), factors, strict=True)
-        return np.sum([factor * part.of_sums(own) for part, own, factor in split], axis=0)
+        split = zip(parts, np.split(sums, ends, axis=1), strict=True)
+        return np.mean([part.of_sums(own) for part, own in split], axis=0)
 
     return SumStatistic(np.concatenate([part.columns for part in parts], axis=1), of_sums)
+
+
+def ratio_statistic(upper: ArrayLike, lower: ArrayLike) -> SumStatistic:
+    """The ratio of two sums as a function of item weights.
+
+    Args:
+        upper: What is summed above the line; shape (n,).
+        lower: And below it, never negative; shape (n,).
+
+    Returns:
+        A function from weights of shape (r, n) to values of shape (r,); NaN where the lower sum is 0.
+
+    Example:
+        >>> ratio_statistic([1, 0], [3, 1])(np.ones((1, 2))).tolist()
+        [0.25]
+    """
+
+    def of_sums(sums: Array) -> Array:
+        return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+
+    return SumStatistic(np.stack([np.asarray(c, dtype=np.float64) for c in (upper, lower)], axis=1), of_sums)
 
 
 def auroc_statistic(score: ArrayLike, positive: ArrayLike) -> Statistic:

@@ -30,7 +30,14 @@ from medbench.scoring.measures import Measure, estimate_measures
 from medbench.scoring.normalise import tokens
 from medbench.scoring.profiles import KEYS, Profile, as_profile
 from medbench.scoring.vqa import PROBABILITY_COLUMNS, score_table
-from medbench.scoring.weighted import Array, SumStatistic, auroc_statistic, ece_statistic
+from medbench.scoring.weighted import (
+    Statistic,
+    SumStatistic,
+    auroc_statistic,
+    ece_statistic,
+    mean_statistic,
+    ratio_statistic,
+)
 
 YES_NO = ("yes", "no")
 ANSWER_COLUMNS = ("said_yes", "unparseable", "called_yes")
@@ -103,7 +110,7 @@ def score(items: pd.DataFrame, profile: str | Profile = "medbench") -> pd.DataFr
     return table
 
 
-def balanced_accuracy_statistic(right: ArrayLike, positive: ArrayLike) -> SumStatistic:
+def balanced_accuracy_statistic(right: ArrayLike, positive: ArrayLike) -> Statistic:
     """The mean of the accuracies in each of the two classes, as a function of item weights.
 
     Args:
@@ -118,12 +125,7 @@ def balanced_accuracy_statistic(right: ArrayLike, positive: ArrayLike) -> SumSta
         [0.5]
     """
     hit, yes = np.asarray(right, dtype=np.float64), np.asarray(positive, dtype=np.float64)
-
-    def of_sums(sums: Array) -> Array:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (sums[:, 0] / sums[:, 1] + sums[:, 2] / sums[:, 3]) / 2
-
-    return SumStatistic(np.stack([hit * yes, yes, hit * (1 - yes), 1 - yes], axis=1), of_sums)
+    return mean_statistic([ratio_statistic(hit * own, own) for own in (yes, 1 - yes)])
 
 
 def f1_statistic(called: ArrayLike, positive: ArrayLike) -> SumStatistic:
@@ -141,11 +143,7 @@ def f1_statistic(called: ArrayLike, positive: ArrayLike) -> SumStatistic:
         [0.4]
     """
     took, yes = np.asarray(called, dtype=np.float64), np.asarray(positive, dtype=np.float64)
-
-    def of_sums(sums: Array) -> Array:
-        return np.divide(2 * sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
-
-    return SumStatistic(np.stack([took * yes, took + yes], axis=1), of_sums)
+    return ratio_statistic(2 * took * yes, took + yes)
 
 
 _NO_YES_NO = "no item has the gold answer yes or no"

@@ -1,13 +1,36 @@
-"""Turns items into training batches: images are decoded here, when their batch is built."""
+"""Training a vision-language model: items become batches (decoded when their batch is built), batches a loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from medbench.backbones.vlm import Batch, Vlm
+import torch
+
+from medbench.backbones.vlm import IGNORE, Batch, Vlm
 from medbench.data.card import Card
 from medbench.data.item import Item
+
+
+class Objective(Protocol):
+    """What a stage trains on, for one kind of backbone."""
+
+    def place(self, example: Any, position: int) -> Any:
+        """An example as it is seen at a position of the stage's order (what is drawn for it is drawn from that)."""
+        ...
+
+    def collate(self, batch: Sequence[Any]) -> Batch:
+        """A batch of placed examples, with `labels`; an entry of -100 is no target."""
+        ...
+
+    def loss(self, model: Any, inputs: Batch) -> torch.Tensor:
+        """The loss summed over a batch's targets, a scalar; `model` may be wrapped for several processes."""
+        ...
+
+    def checkpoint_activations(self) -> None:
+        """Keeps no activations for the backward pass but recomputes them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,3 +72,35 @@ class Collator:
         images = [self.vlm.load_image(example.item) for example in batch]
         prompts = self.vlm.prompt_batch([example.prompt for example in batch], images)
         return self.vlm.with_completions(prompts, [example.target for example in batch])
+
+
+@dataclass
+class CompletionObjective:
+    """Cross-entropy over the tokens of the answers."""
+
+    vlm: Vlm
+
+    def __post_init__(self) -> None:
+        """Sets the collator up."""
+        self.collate = Collator(self.vlm)
+
+    def place(self, example: Example, position: int) -> Example:
+        """The example itself: nothing is drawn."""
+        return example
+
+    def loss(self, model: Any, inputs: Batch) -> torch.Tensor:
+        """Summed cross-entropy over the target tokens."""
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        width = int(labels.ne(IGNORE).any(0).sum())
+        if self.vlm.keeps_logits:
+            inputs["logits_to_keep"] = width + 1
+        logits = model(**inputs, use_cache=False).logits[:, -(width + 1) : -1]
+        return torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), labels[:, -width:].flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+
+    def checkpoint_activations(self) -> None:
+        """As transformers does it; inputs need a gradient for adapters to get one."""
+        self.vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+        self.vlm.base.enable_input_require_grads()

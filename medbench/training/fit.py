@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from medbench.backbones.vlm import Vlm
 from medbench.errors import RequestError, WorkError
 from medbench.methods import Training
-from medbench.training.collate import Collator, Example
+from medbench.training.collate import CompletionObjective, Objective
 from medbench.training.order import stage_order
 from medbench.training.trainer import StageTrainer, StepCallback, last_checkpoint
+
+if TYPE_CHECKING:
+    from medbench.backbones.clip import Clip
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class FitResult:
 
 
 def fit_stage(
-    vlm: Vlm,
-    parts: Sequence[Sequence[Example]],
+    vlm: Vlm | Clip,
+    parts: Sequence[Sequence[Any]],
     weights: Sequence[float],
     training: Training,
     seed: int,
@@ -55,12 +58,14 @@ def fit_stage(
     folder: Path,
     runtime: Runtime,
     progress: Callable[[int, int], None],
+    objective: Objective | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> FitResult:
     """Trains what requires a gradient; resumes from the newest whole checkpoint in `folder`.
 
     Args:
         vlm: the backbone with its adapter attached.
-        parts: the examples of each part of the mixture.
+        parts: the examples of each part of the mixture; each has a `length`.
         weights: how often an epoch sees each part.
         training: settings.
         seed: decides the order of items and dropout.
@@ -69,11 +74,16 @@ def fit_stage(
         folder: for checkpoints; the caller removes it after the adapter is saved.
         runtime: device and workers.
         progress: called with (steps done, steps in all).
+        objective: what is trained on; by default the answers of a vision-language model.
+        callbacks: called beside ours; what they do at the end of a step is done before its checkpoint is written.
 
     Raises:
         WorkError: the loss is not finite, an image cannot be read.
         RequestError: the batch size does not divide over the processes.
     """
+    if objective is None:
+        assert isinstance(vlm, Vlm)
+        objective = CompletionObjective(vlm)
     everything = [example for part in parts for example in part]
     order = stage_order(
         [len(part) for part in parts],
@@ -85,25 +95,25 @@ def fit_stage(
     )
     steps = len(order)
     if training.gradient_checkpointing:
-        vlm.base.gradient_checkpointing_enable({"use_reentrant": False})
-        vlm.base.enable_input_require_grads()
+        objective.checkpoint_activations()
     folder.mkdir(parents=True, exist_ok=True)
     arguments = _arguments(training, steps, seed, dtype, folder, runtime)
     try:
         trainer = StageTrainer(
             model=vlm.model,
             args=arguments,
-            data_collator=Collator(vlm),
-            train_dataset=[everything[i] for i in order.ravel()],
+            data_collator=objective.collate,
+            train_dataset=[objective.place(everything[i], n) for n, i in enumerate(order.ravel())],
+            summed_loss=objective.loss,
             penalty=penalty,
-            keeps_logits=vlm.keeps_logits,
         )
     except (ValueError, RuntimeError) as error:
         if not runtime.report_to:
             raise
         raise RequestError(f"--report-to {','.join(runtime.report_to)}: {str(error).splitlines()[0]}") from error
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StepCallback(folder, lambda done: progress(done, steps)))
+    for callback in (StepCallback(folder, lambda done: progress(done, steps)), *callbacks):
+        trainer.add_callback(callback)
     checkpoint = last_checkpoint(folder) if arguments.should_save else None
     checkpoint = _same_everywhere(trainer, checkpoint)
     started = time.monotonic()

@@ -36,6 +36,16 @@ def epoch_indices(sizes: Sequence[int], weights: Sequence[float], rng: np.random
     return rng.permutation(np.concatenate(parts))
 
 
+def items_of_epoch(sizes: Sequence[int], weights: Sequence[float]) -> int:
+    """The items that one epoch of a mixture sees."""
+    return sum(round(size * weight) for size, weight in zip(sizes, weights, strict=True))
+
+
+def steps_of(per_epoch: int, epochs: float, batch_size: int) -> int:
+    """The optimiser steps of a stage whose epochs see `per_epoch` items."""
+    return max(1, math.ceil(epochs * per_epoch / batch_size - 1e-9))
+
+
 def stage_order(
     sizes: Sequence[int],
     weights: Sequence[float],
@@ -57,10 +67,10 @@ def stage_order(
     """
     rng = np.random.default_rng(seed)
     length = np.asarray(lengths)
-    per_epoch = sum(round(size * weight) for size, weight in zip(sizes, weights, strict=True))
+    per_epoch = items_of_epoch(sizes, weights)
     if per_epoch == 0:
         raise ValueError("the mixture has no item")
-    steps = max(1, math.ceil(epochs * per_epoch / batch_size - 1e-9))
+    steps = steps_of(per_epoch, epochs, batch_size)
     epochs_needed = math.ceil(steps * batch_size / per_epoch)
     sequence = np.concatenate([epoch_indices(sizes, weights, rng) for _ in range(epochs_needed)])
     sequence = sequence[: steps * batch_size]

@@ -1,4 +1,4 @@
-"""The `transformers.Trainer` of this project: completion loss over the whole step, balance loss, exact checkpoints."""
+"""The `transformers.Trainer` of this project: loss over the whole step, balance loss, exact checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from medbench.backbones.vlm import IGNORE, Batch
+from medbench.backbones.vlm import Batch
 from medbench.errors import WorkError
 from medbench.files import write_atomic
 
@@ -27,20 +27,24 @@ class StageTrainer(Trainer):
     """Trains the parameters that require a gradient; the order of items is given, never drawn here."""
 
     def __init__(
-        self, *args: Any, penalty: Callable[[], torch.Tensor] | None = None, keeps_logits: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        summed_loss: Callable[[Any, Batch], torch.Tensor],
+        penalty: Callable[[], torch.Tensor] | None = None,
+        **kwargs: Any,
     ):
         """As `Trainer`.
 
         Args:
             args: passed on.
+            summed_loss: (model, batch) -> the loss summed over the batch's targets (`Objective.loss`).
             penalty: what is added to the loss after each forward pass: balance loss, regularisers.
-            keeps_logits: whether the model computes only the last logits when asked (`logits_to_keep`).
             kwargs: passed on.
         """
         super().__init__(*args, **kwargs)
         self.penalty = penalty
-        self.keeps_logits = keeps_logits
-        # Makes the Trainer count the target tokens of the whole step (all accumulation steps and processes).
+        self.summed_loss = summed_loss
+        # Makes the Trainer count the targets of the whole step (all accumulation steps and processes).
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -53,23 +57,16 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Cross-entropy summed over this forward's target tokens, divided by the tokens of the whole step.
+        """The loss summed over this forward's targets, divided by the targets of the whole step.
 
-        The penalty is averaged over the step's forwards. With P processes the gradient is averaged over them, so
-        the token share is multiplied by P: two processes give the loss of one with two accumulation steps.
+        A target is an entry of `labels` that is not -100. The penalty is averaged over the step's forwards. With P
+        processes the gradient is averaged over them, so the share is multiplied by P: two processes give the loss of
+        one with two accumulation steps.
 
         Raises:
             WorkError: the loss is not finite; names the step.
         """
-        inputs = dict(inputs)
-        labels = inputs.pop("labels")
-        width = int(labels.ne(IGNORE).any(0).sum())
-        if self.keeps_logits:
-            inputs["logits_to_keep"] = width + 1
-        logits = model(**inputs, use_cache=False).logits[:, -(width + 1) : -1]
-        summed = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), labels[:, -width:].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
+        summed = self.summed_loss(model, inputs)
         world = self.accelerator.num_processes
         loss = summed * world / num_items_in_batch
         if self.penalty is not None:

@@ -18,17 +18,25 @@ from medbench.errors import RequestError, did_you_mean
 
 LAYOUTS = {
     "cares": "medbench.data.readers.cares",
+    "chexpert_csv": "medbench.data.readers.chexpert",
+    "class_folders": "medbench.data.readers.class_folders",
+    "ddti": "medbench.data.readers.ddti",
     "fairvlmed_npz": "medbench.data.readers.fairvlmed",
     "hub_parquet": "medbench.data.readers.hub_parquet",
+    "labels_csv": "medbench.data.readers.labels_csv",
     "llava_conversations": "medbench.data.readers.llava",
     "med_hallmark": "medbench.data.readers.med_hallmark",
     "medheval": "medbench.data.readers.medheval",
+    "medimeta": "medbench.data.readers.medimeta",
+    "medmnist_npz": "medbench.data.readers.medmnist",
     "mimic_cxr_jpg": "medbench.data.readers.mimic_cxr",
     "mmed_rag": "medbench.data.readers.mmed_rag",
+    "mrnet": "medbench.data.readers.mrnet",
     "omnimedvqa": "medbench.data.readers.omnimedvqa",
     "pathvqa_lxmert": "medbench.data.readers.pathvqa",
     "phantom": "medbench.data.readers.phantom",
     "r2gen_annotation": "medbench.data.readers.r2gen",
+    "rsna_dicom": "medbench.data.readers.rsna",
     "slake_folder": "medbench.data.readers.slake",
     "vqa_cp": "medbench.data.readers.vqa_cp",
     "vqa_rad_json": "medbench.data.readers.vqa_rad",
@@ -39,8 +47,9 @@ LAYOUTS = {
 class Row:
     """What a reader found for one item, before the card's rules are applied.
 
-    `options` are the answers that the question itself offers (multiple choice), none elsewhere. `error` says why the
-    row cannot be used; then the other fields may be empty.
+    `options` are the answers that the question itself offers (multiple choice), none elsewhere. `group` is the patient
+    or examination, where the data names one. `error` says why the row cannot be used; then the other fields may be
+    empty.
     """
 
     id: str
@@ -50,6 +59,12 @@ class Row:
     fields: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
     options: tuple[str, ...] = ()
+    group: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """What a split may not be cut through: the group, else the image."""
+        return self.group or (self.image.key if self.image else "")
 
 
 class Reader(Protocol):

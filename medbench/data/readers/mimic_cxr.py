@@ -14,14 +14,13 @@ Options: `reports`, the folder of the reports; `views` and `sections` (see
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medbench.data.readers import Row
-from medbench.data.readers.json_rows import missing, packed, read_bytes
+from medbench.data.readers.csv_rows import read_table
+from medbench.data.readers.json_rows import missing, packed
 from medbench.data.readers.studies import StudyImage, chosen, joined, sections_of, view_rank
 from medbench.errors import WorkError
 
@@ -39,10 +38,10 @@ def find(folder: Path, options: Mapping[str, Any]) -> str | None:
 def rows(folder: Path, options: Mapping[str, Any], split: str) -> list[Row]:
     """The studies of a split, in the order of the split file."""
     split_file = packed(folder, SPLIT_FILE)
-    seen = _table(packed(folder, VIEW_FILE), "dicom_id", "ViewPosition")
+    seen = read_table(packed(folder, VIEW_FILE), "dicom_id", "ViewPosition")
     positions = {record["dicom_id"]: record["ViewPosition"] for record in seen}
     studies: dict[str, list[tuple[int, Path]]] = {}
-    for record in _table(split_file, "dicom_id", "study_id", "subject_id", "split"):
+    for record in read_table(split_file, "dicom_id", "study_id", "subject_id", "split"):
         if record["split"] != PARTS[split]:
             continue
         subject, study = f"p{record['subject_id']}", f"s{record['study_id']}"
@@ -72,15 +71,3 @@ def _row(place: Path, images: list[tuple[int, Path]], folder: Path, options: Map
         return Row(identity, error=f"item {identity}: report {file}: cannot be read ({error})")
     report = joined(sections_of(text), options["sections"])
     return Row(identity, StudyImage(identity, chosen(ordered, options["views"])), options["question"], report)
-
-
-def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
-    try:
-        table = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""))
-        for column in columns:
-            if column not in (table.fieldnames or ()):
-                raise WorkError(f"{path}: lacks the column {column!r}")
-        for row in table:
-            yield {column: (row[column] or "").strip() for column in columns}
-    except (ValueError, csv.Error) as error:
-        raise WorkError(f"{path}: not readable as CSV ({error})") from error
