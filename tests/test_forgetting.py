@@ -237,7 +237,8 @@ def second(mine: Toy) -> str:
 def words(mine: Toy, tiny: Path, out: Path, *more: object) -> list[str]:
     pairs = {"batch_size": 4, "micro_batch_size": 4, "lr": 0.01, "epochs": 1, "gradient_checkpointing": "false"}
     given = [word for key, value in pairs.items() for word in ("--set", f"training.{key}={value}")]
-    given += ["--set", "adapter.num_experts=4", "--budget", "rank=8", "--backbone", str(tiny)]
+    given += ["--set", "adapter.num_experts=4"] if any("moelora" in str(word) for word in more) else []
+    given += ["--budget", "rank=8", "--backbone", str(tiny)]
     return [*given, "--data-root", str(mine.root), "--out", str(out), *map(str, more)]
 
 

@@ -21,7 +21,16 @@ from medbench.backbones.clip_skill import folder_skill, skill_text
 from medbench.backbones.nano import BACKBONE, CARD
 from medbench.backbones.registry import get_backbone
 from medbench.errors import RequestError, WorkError
-from medbench.files import digest, file_digest, publish_folder, read_json, run_lock, write_json, write_text
+from medbench.files import (
+    digest,
+    file_digest,
+    publish_folder,
+    read_json,
+    run_lock,
+    write_atomic,
+    write_json,
+    write_text,
+)
 from medbench.progress import progress_bar
 from medbench.results.environment import environment
 
@@ -178,7 +187,7 @@ def _pretrain(
     half = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
     if not all(value.isfinite().all() for value in half.values()):
         raise WorkError("pretraining: a weight does not fit into fp16; try a lower --lr")
-    save_file(half, str(folder / WEIGHTS), metadata={"format": "pt"})
+    write_atomic(folder / WEIGHTS, lambda path: save_file(half, str(path), metadata={"format": "pt"}))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": "generated phantoms (medbench.phantom), scenes of the share `pretrain`; captions (phantom.captions)",

@@ -26,6 +26,7 @@ from medbench.results.rows import (
 )
 from medbench.results.tables import DEFAULT_METRICS
 from medbench.results.writing import Format, points, with_notes
+from medbench.scoring.figures import scale_of
 from medbench.scoring.paired import Paired, estimate_paired, measures_of
 
 KINDS = ("test", "train")
@@ -176,7 +177,9 @@ def render_blind(table: BlindTable, form: Format) -> str:
         cells += [line.setting or "-"] if with_setting else []
         cells += [line.blind, str(len(line.seeds)), line.task, line.metric]
         cells += [str(figures.difference.n), str(figures.difference.clusters)]
-        cells += [points(figures.first), points(figures.second), points(figures.difference, "+")]
+        scale = scale_of(line.metric)
+        cells += [points(each, scale=scale) for each in (figures.first, figures.second)]
+        cells += [points(figures.difference, "+", scale=scale)]
         body.append(cells)
     return with_notes(header, body, _notes(table), form)
 

@@ -53,6 +53,7 @@ def _curves(found: Found) -> Any:
                 axes.set_ylabel(f"{metric} (%)", fontsize=9)
             if row == len(metrics) - 1:
                 axes.set_xlabel(name, fontsize=9)
+                axes.set_xticks(ticks)
             if row == 0:
                 axes.set_title(f"tested on {task}", fontsize=10, pad=18)
     handles, labels = _legend(found)
@@ -90,7 +91,7 @@ def _stages(axes: Any, ticks: Sequence[float], tasks: Sequence[str], own: str, n
     """Shades the stages in turn, a little darker the one that trains the task that is tested."""
     for number, task in enumerate(tasks):
         start, end = ticks[number], ticks[number + 1]
-        axes.axvspan(start, end, color="#CFE3D4" if task == own else ("#F2F2F2" if number % 2 else "#FAFAFA"), lw=0)
+        axes.axvspan(start, end, color="#FFF1C9" if task == own else ("#F2F2F2" if number % 2 else "#FAFAFA"), lw=0)
         if named:
             middle = (start + end) / 2
             where = axes.get_xaxis_transform()
@@ -140,8 +141,8 @@ def _legend(found: Found) -> tuple[list[Any], list[str]]:
 
 
 def _title(found: Found) -> str:
-    seeds = ", ".join(map(str, found["seeds"]))
-    return f"{' then '.join(found['sequence'])} on {found['backbone']}, seeds {seeds}; 95 % intervals by image"
+    seeds = f"seed{'s' if len(found['seeds']) > 1 else ''} {', '.join(map(str, found['seeds']))}"
+    return f"{' then '.join(found['sequence'])} on {found['backbone']}, {seeds}; 95 % intervals by image"
 
 
 def _matrices(found: Found) -> Any:
@@ -169,7 +170,9 @@ def _matrices(found: Found) -> Any:
             axes.tick_params(length=0)
             if column == 0:
                 axes.set_ylabel("after", fontsize=8)
-        figure.colorbar(drawn, ax=list(panels[row]), shrink=0.9, label="%")
+        bar = figure.colorbar(drawn, ax=list(panels[row]), shrink=0.9)
+        bar.set_label("%", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     figure.suptitle(_title(found).partition(";")[0] + " (framed: just trained)", fontsize=10)
     return figure
 

@@ -53,13 +53,20 @@ def _matrix(found: Found) -> str:
     if found["none"] is not None:
         line("none", "nothing", found["none"])
     for method in found["methods"]:
-        for stage in range(len(sequence) + 1):
+        for stage in range(_untrained_is_none(found, method), len(sequence) + 1):
             after = f"{stage}: {sequence[stage - 1]}" if stage else "nothing"
             line(method["method"], after, [cell for cell in method["matrix"] if cell["after"] == stage])
         for bound, said in (("alone", "(each task alone)"), ("joint", "(all tasks at once)")):
             if cells := [cell for cell in method["bounds"] if cell["bound"] == bound]:
                 line(method["method"], said, cells)
     return markdown(["method", "after", *(f"{task} {metric}" for task, metric in columns)], body)
+
+
+def _untrained_is_none(found: Found, method: Found) -> bool:
+    """Whether the row before any training says what the row of the bare backbone says."""
+    figures = [{key: cell[key] for key in ("task", "metric", "value")} for cell in found["none"] or []]
+    start = [cell for cell in method["matrix"] if cell["after"] == 0]
+    return figures == [{key: cell[key] for key in ("task", "metric", "value")} for cell in start]
 
 
 def _summary(found: Found) -> str:
@@ -87,7 +94,10 @@ def notes(found: Found) -> list[str]:
         said.append("The best stage is picked on the items that it is judged by, which makes forgetting look greater.")
     if found["none"] is not None:
         first = found["sequence"][0]
-        said.append(f"Alone: one training a task; {first} alone is the sequence's first stage. none: nothing trained.")
+        said.append(
+            f"Alone: one training a task; {first} alone is the sequence's first stage. none: nothing trained, as every "
+            "method is before its first stage (a row of its own where it is not)."
+        )
     return said
 
 

@@ -24,7 +24,7 @@ from medbench.scoring.bootstrap import (
     cluster_draws,
     estimate_of_draws,
 )
-from medbench.scoring.permutation import PERMUTATIONS, SignFlip, sign_flip_test
+from medbench.scoring.permutation import PERMUTATIONS, SignFlip, cluster_sums, sign_flip_test
 from medbench.scoring.stats import seed_sd
 from medbench.scoring.weighted import Array, SumStatistic
 
@@ -63,7 +63,9 @@ class Contrast:
     @property
     def value(self) -> float:
         """The sum of weight times mean."""
-        return float(np.mean(self.by_seed))
+        # Added up by cluster, as `cluster_bootstrap_mean` does it: the same figure to the last bit.
+        sums = [cluster_sums(term.values.mean(axis=0), term.clusters).sum() for term in self.terms]
+        return float(sum(t.weight * (s / t.values.shape[1]) for t, s in zip(self.terms, sums, strict=True)))
 
     @cached_property
     def by_seed(self) -> Array:
