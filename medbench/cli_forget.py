@@ -192,8 +192,8 @@ def _run(study: Study, catalog: Catalog, request: Request, out: Path, device: st
     command = command_words(sys.argv[1:])
     jobs = jobs_of(study.plan, catalog.settings, out, request.data_root, device, command=command)
     described = study.plan.backbone
-    about = f"backbone {described.name}: {described.description}"
-    run_all(jobs, heading="" if quiet else f"{about} {len(jobs)} runs.")
+    about = f"backbone {described.name}: {described.description.rstrip('.')}. {len(jobs)} runs."
+    run_all(jobs, heading="" if quiet else about)
 
 
 def _preview(study: Study, data_root: Path | None, as_json: bool) -> None:

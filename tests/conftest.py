@@ -124,13 +124,32 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli_process(tmp_path: Path) -> Cli:
     """Runs `python -m medbench` in an empty folder; returns the finished process."""
 
     def call(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "medbench", *map(str, words)]
         env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=timeout)
+
+    return call
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """The same in this process, which need not import torch anew for each call."""
+    from medbench.__main__ import main
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert isinstance(done.value.code, int)
+        return subprocess.CompletedProcess(list(map(str, words)), done.value.code, out, err)
 
     return call
 

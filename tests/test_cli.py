@@ -132,8 +132,8 @@ def test_a_broken_card_is_one_line(call: Call, toy: Toy) -> None:
     check_refused(call(*words), rf"{re.escape(str(toy.card))}: metadata\.splits\.test\.count: is missing; add it")
 
 
-def test_the_same_as_a_process(cli: Cli, tmp_path: Path) -> None:
-    done = cli("run", "--tasks", "vqa_rad", "--data-root", tmp_path)
+def test_the_same_as_a_process(cli_process: Cli, tmp_path: Path) -> None:
+    done = cli_process("run", "--tasks", "vqa_rad", "--data-root", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"medbench: task vqa_rad: no data in .*\n", done.stderr)
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Toy
-from test_forgetting import call, mine, second, words  # noqa: F401
+from test_forgetting_runs import call, mine, second, words  # noqa: F401
 from test_run_common import do
 
 from medbench.results.interference import Interference, interference_json, render_interference

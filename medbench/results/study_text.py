@@ -77,7 +77,7 @@ def shared_notes(found: Found, what: str) -> list[str]:
     budgets = {method["budget"] for method in found["methods"]}
     off = [m["method"] for m in found["methods"] if not m["comparable"]]
     if len(budgets) > 1 or off:
-        said.append(f"Not under one budget: {', '.join(off) or 'the methods differ in it'}.")
+        said.append(f"Not to be compared by budget: {', '.join(off) or 'the methods were given different ones'}.")
     return said
 
 
