@@ -18,7 +18,7 @@ from medbench.cli_data import data_app
 from medbench.cli_forget import forget, interference
 from medbench.cli_lm_eval import lm_eval
 from medbench.cli_nano import nano_app
-from medbench.cli_options import DataRoot, Json, choice, print_json, split_names
+from medbench.cli_options import DataRoot, Json, choice, print_json, seed_list, split_names
 from medbench.cli_routes import routes
 from medbench.cli_score import import_, score
 from medbench.cli_sweep import sweep
@@ -135,7 +135,7 @@ def run(
         train_tasks=[split_names(stage) for stage in train_tasks or []],
         backbone=backbone,
         budget=budget,
-        seeds=_seeds(seeds),
+        seeds=seed_list(seeds),
         split=choice("--split", split, ("test", "validation")),
         protocol=choice("--protocol", protocol, ("zero_shot", "in_domain", "transfer")) if protocol else None,
         shots=shots,
@@ -182,15 +182,6 @@ def _report(folders: list[Path], as_json: bool) -> None:
         print_json({"runs": runs})
     else:
         print(render(build_table(folders), "md"), end="")
-
-
-def _seeds(text: str) -> list[int]:
-    from medbench.grid import check_seeds
-
-    try:
-        return check_seeds([int(part) for part in split_names(text)], f"--seeds {text!r}")
-    except ValueError as error:
-        raise RequestError(f"--seeds {text!r}: expected whole numbers, for example 0,1,2") from error
 
 
 @app.command("list")

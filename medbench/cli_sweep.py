@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medbench.cli_options import DataRoot, Json, choice, print_json, split_names
-from medbench.errors import RequestError, WorkError
+from medbench.cli_options import DataRoot, Json, choice, print_json, seed_list
+from medbench.errors import WorkError
 from medbench.progress import note, speaks
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def sweep(
 
     shape: Any = choice("--format", form, ("md", "csv", "latex", "html"))
     catalog = Catalog()
-    asked = None if seeds is None else _seeds(seeds)
+    asked = None if seeds is None else seed_list(seeds)
     found = plan_sweep(catalog.grid(grid), catalog, data_root or catalog.settings.data_root, asked)
     jobs = sweep_jobs(found, catalog, out, device, command_words(sys.argv[1:]))
     if dry_run:
@@ -76,12 +76,3 @@ def _report(found: Sweep, jobs: dict[str, Job], failed: dict[str, str], plots: P
         print(render_cells(measured, backbones, shape), end="")
         if shape == "md":
             print("\n" + "\n".join(map(str, files)))
-
-
-def _seeds(text: str) -> list[int]:
-    from medbench.grid import check_seeds
-
-    try:
-        return check_seeds([int(part) for part in split_names(text)], f"--seeds {text!r}")
-    except ValueError as error:
-        raise RequestError(f"--seeds {text!r}: expected whole numbers, for example 0,1,2") from error

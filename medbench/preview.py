@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from medbench.plan import Plan, table_for
 from medbench.plan_data import chosen
 from medbench.run import check_adapter
 from medbench.spec import DataSpec, RunSpec
+from medbench.training.order import steps_of
 from medbench.tuners import get_tuner
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,7 +41,7 @@ def preview(spec: RunSpec, plan: Plan, data_root: Path | None) -> dict[str, Any]
         sizes = {part.data.task: count(part.data) for part in stage.mixture}
         epoch = sum(round(sizes[part.data.task] * part.weight) for part in stage.mixture)
         training = stage.training
-        steps = max(1, math.ceil(training.epochs * epoch / training.batch_size - 1e-9))
+        steps = steps_of(epoch, training.epochs, training.batch_size)
         stages.append({"train_items": sizes, "steps": steps, "lr": training.lr, "batch_size": training.batch_size})
     return {
         "run": spec.identity,

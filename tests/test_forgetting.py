@@ -1,4 +1,4 @@
-"""The matrix of a sequence and what is said of it: formulas by hand and by identities, runs, files, refusals."""
+"""The matrix of a sequence and what is said of it: formulas by hand, identities, sums over tasks, comparisons, text."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import Toy, make_toy
 from test_run_common import do, items_of
 
-import medbench.training.collate
+import medbench.runners.vlm
 from medbench.data.item import BadItemError, Item
 from medbench.results.record import read_record
 
@@ -35,13 +35,13 @@ def second(mine: Toy) -> str:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[list[Item]]:
     """What the trainer was given, a list for each part."""
     given: list[list[Item]] = []
-    real = medbench.training.collate.examples
+    real = medbench.runners.vlm.examples
 
     def spied(vlm: Any, card: Any, items: Sequence[Item], tokens: Any) -> Any:
         given.append(list(items))
         return real(vlm, card, items, tokens)
 
-    monkeypatch.setattr(medbench.training.collate, "examples", spied)
+    monkeypatch.setattr(medbench.runners.vlm, "examples", spied)
     return given
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from medbench.results.rows import Group, Row, about_runs, is_imported, pinned, setting_of
 
-#: Fields that follow from the method, not from the request.
-_OF_THE_METHOD = ("method.", "budget.", "protocol", "backbone.kind")
+#: Fields that follow from the method, not from the request; and the trace, which changes no figure.
+_OF_THE_METHOD = ("method.", "budget.", "protocol", "backbone.kind", "trace")
 _BACKBONE = ("backbone", "dtype", "generation.", "on_bad_item", "version", "weights.")
 
 
