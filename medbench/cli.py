@@ -19,6 +19,7 @@ from medbench.cli_forget import forget, interference
 from medbench.cli_lm_eval import lm_eval
 from medbench.cli_nano import nano_app
 from medbench.cli_options import DataRoot, Json, choice, print_json, seed_list, split_names
+from medbench.cli_reproduce import claims, reproduce
 from medbench.cli_routes import routes
 from medbench.cli_score import import_, score
 from medbench.cli_sweep import sweep
@@ -87,7 +88,10 @@ def run(
     split: Annotated[
         str, typer.Option(help="test, or validation (then training leaves the validation images out).")
     ] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Test items a task, the first ones.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Test items a task: the first ones (of classification: drawn by hash of the id)."),
+    ] = None,
     train_limit: Annotated[
         int | None, typer.Option(min=1, help="Training items a task, drawn by hash of the id.")
     ] = None,
@@ -275,10 +279,12 @@ def table(
 
 app.command()(audit)
 app.command()(align)
+app.command()(claims)
 app.command()(compare)
 app.command()(forget)
 app.command()(interference)
 app.command()(reliability)
+app.command()(reproduce)
 app.command()(score)
 app.command()(sweep)
 app.command("import")(import_)

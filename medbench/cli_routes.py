@@ -34,7 +34,7 @@ def routes(
     from medbench.results.route_plots import plot_routes, plot_spectra
     from medbench.results.route_summary import summary, summary_text
     from medbench.results.routes import find_run
-    from medbench.results.spectra import backbone_folder, chosen_layers, read_spectra
+    from medbench.results.spectra import backbone_folders, chosen_layers, read_spectra
 
     folders = list(dict.fromkeys(find_run(name) for name in runs))
     shown = []
@@ -44,7 +44,7 @@ def routes(
         if found["segments"] is not None:
             values = found["segments"]["values"]
             try:
-                spectra = read_spectra(backbone_folder(folder, backbone), chosen_layers(list(values)), values)
+                spectra = read_spectra(backbone_folders(folder, backbone), chosen_layers(list(values)), values)
             except MedbenchError as error:
                 if backbone is not None:
                     raise

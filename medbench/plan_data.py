@@ -12,7 +12,7 @@ from medbench.data.card import Card
 from medbench.data.item import Item
 from medbench.data.load import load_items, published_splits
 from medbench.data.sampling import limited, shots
-from medbench.errors import RequestError
+from medbench.errors import RequestError, WorkError
 from medbench.request import Request
 from medbench.scoring.kinds import get_family
 from medbench.spec import DataSpec, Part
@@ -132,5 +132,8 @@ def chosen(card: Card, data: DataSpec, items: Sequence[Item], seed: int) -> list
         WorkError: a class has fewer items than the shots.
     """
     if data.shots is not None:
-        return shots(items, data.shots, seed, card.metadata.classes)
+        try:
+            return shots(items, data.shots, seed, card.metadata.classes)
+        except WorkError as error:
+            raise WorkError(f"task {card.name}: split {data.split}: {error}") from error
     return limited(items, data.limit, data.split, card.metadata.kind)

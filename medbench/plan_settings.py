@@ -52,6 +52,8 @@ def other_settings(rest: Mapping[str, Any], request: Request, backbone: Backbone
             processor[name] = int(value)
         elif part == "mixture" and name in tasks and _is_number(value) and 0.01 <= value <= 1000:
             mixture[name] = float(value)
+        elif clip and key == "prompts":
+            raise RequestError(f"--set prompts={value}: should be single or ensemble")
         else:
             known = ["adapter.FIELD", *(f"training.{f}" for f in Training.model_fields)]
             own = ["generation.max_new_tokens", "processor.max_pixels", "processor.min_pixels"]

@@ -30,7 +30,7 @@ def preview(spec: RunSpec, plan: Plan, data_root: Path | None) -> dict[str, Any]
     Raises:
         RequestError: the data is not there, or the tuner refuses its settings.
     """
-    check_adapter(spec)
+    check_adapter(spec, plan.backbone)
 
     def count(data: DataSpec) -> int:
         card = plan.cards[data.task]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from medbench.backbones.registry import Backbone
 from medbench.data.load import locate_or_fetch
 from medbench.errors import WorkError
 from medbench.files import canonical_json, run_lock
@@ -77,8 +78,10 @@ def _tidy(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_adapter(spec: RunSpec) -> None:
+def check_adapter(spec: RunSpec, backbone: Backbone) -> None:
     """Builds the configuration of a run's adapter, so that a wrong setting is known before anything is done.
+
+    Which names stand for which layers is the backbone's; of one that only its model knows, the usual ones.
 
     Raises:
         RequestError: the tuner refuses a setting.
@@ -86,7 +89,7 @@ def check_adapter(spec: RunSpec) -> None:
     if spec.method.tuner not in ("adapter", "none") and not get_tuner(spec.method.tuner).trains_base:
         from medbench.backbones.adapt import adapter_config
 
-        adapter_config(spec.method, "", spec.seed)
+        adapter_config(spec.method, backbone.architecture or "", spec.seed)
 
 
 def run_all(jobs: list[Job], announce: Callable[[str], None] = note, heading: str = "") -> list[Path]:
@@ -99,7 +102,7 @@ def run_all(jobs: list[Job], announce: Callable[[str], None] = note, heading: st
     """
     for job in jobs:
         if not is_finished(job.folder):
-            check_adapter(job.spec)
+            check_adapter(job.spec, job.backbone)
             job.backbone.folder()
             for card in job.cards.values():
                 locate_or_fetch(card, job.data_root)

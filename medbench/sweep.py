@@ -90,7 +90,7 @@ def _resolved(point: Point, request: Request, catalog: Catalog) -> Cell:
     try:
         plan = resolve(request, catalog)
         for spec in plan.specs[:1]:  # the others differ in the seed, or in what is tested
-            check_adapter(spec)
+            check_adapter(spec, plan.backbone)
     except RequestError as error:
         _check_names(request, catalog)
         return Cell(point, problem=str(error))

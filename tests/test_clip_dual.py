@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from test_clip_common import CPU, PROMPTS, dual, loaded, pixels
 from torch.nn import functional as F
 from transformers import (
+    BertConfig,
+    BertModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2WithRegistersConfig,
@@ -210,6 +212,20 @@ def test_what_is_no_dual_encoder_is_refused(folder: Path) -> None:
         loaded(of(folder, image_size=8))
     with pytest.raises(RequestError, match="nano-vl is no dual encoder"):
         new_dual(get_backbone("nano-vl"), 0, CPU)
+
+
+def test_a_text_tower_is_tried_with_its_tokenizer_before_anything_is_trained(folder: Path) -> None:
+    with pytest.raises(RequestError, match=r"BertModel takes no 9999 tokens .*give a smaller context_length"):
+        loaded(of(folder, context_length=9999))
+    with pytest.raises(RequestError, match=r"std\.1: Input should be greater than 0"):
+        of(folder, std=[0.5, 0.0, 0.5])
+    BertModel(BertConfig.from_pretrained(folder / "text", vocab_size=9)).save_pretrained(folder / "text")
+    with pytest.raises(RequestError, match=r"its tokenizer has \d+ tokens, the model knows 9"):
+        loaded(of(folder, context_length=20, std=[0.5, 0.5, 0.5]))
+    for file in (folder / "text").glob("*token*"):
+        file.unlink()
+    with pytest.raises(WorkError, match=r"text holds no tokenizer \(tokenizer\.json"):
+        loaded(of(folder))
 
 
 def test_a_tower_without_all_its_weights_is_refused(folder: Path) -> None:

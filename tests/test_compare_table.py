@@ -264,7 +264,10 @@ def test_the_bins_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     out, _ = printed(folder, "--task", "toy", "--out", tmp_path / "drawn", "--json")
     (found,) = json.loads(out)["runs"]
     record = json.loads((folder / "record.json").read_text())
-    assert found["ece"] == pytest.approx(record["tasks"]["toy"]["metrics"]["ece"])
+    stored = record["tasks"]["toy"]["metrics"]["ece"]  # its interval is of fewer resamples
+    assert {k: found["ece"][k] for k in ("value", "n", "clusters")} == {
+        k: stored[k] for k in ("value", "n", "clusters")
+    }
     total = sum(b["n"] for b in found["bins"])
     assert total == found["ece"]["n"] == 80
     error = sum(b["n"] / total * abs(b["accuracy"] - b["confidence"]) for b in found["bins"] if b["n"])

@@ -6,6 +6,7 @@ import hashlib
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"not a database, though long enough to look at" * 50)
     with pytest.raises(WorkError, match=rf"{FILE}.*remove the file"):
         EmbeddingStore(tmp_path, SPACE, GIB)
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:3], lambda d: b"", lambda d: d[:-1] + bytes([d[-1] ^ 1])])
+@pytest.mark.parametrize("part", ["vector", "whole"])
+def test_a_damaged_entry_is_never_given_out(part: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    store, (key, row) = EmbeddingStore(tmp_path, SPACE, GIB), next(iter(vectors(1).items()))
+    store.put({key: row})
+    other = sqlite3.connect(tmp_path / FILE)
+    ((entry,),) = other.execute("select vector from embeddings").fetchall()
+    size = row.nbytes if part == "vector" else len(entry)
+    other.execute("update embeddings set vector = ?", (damage(entry[:size]) + entry[size:],))
+    other.commit()
+    other.close()
+    with pytest.raises(WorkError, match="an entry is damaged; remove the file"):
+        store.get([key])
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_mimic_cxr_jpg(tmp_path: Path, name: str, answer: str) -> None:
     assert (loaded.left_out, len(loaded.skipped)) == (1, 1)
     # The frontal image comes first, wherever it stands in the file.
     assert loaded.items[0].image.place.endswith("50000001-1.jpg")
-    assert load_image(loaded.items[0]).size == (56, 56)
+    assert load_image(loaded.items[0]).size == (56, 60)
     with pytest.raises(WorkError, match="has no usable item"):
         load_items(card, "validation", tmp_path)
     (folder / "mimic-cxr-2.0.0-metadata.csv").write_text("dicom_id,View\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Cli
 
 from medbench.results.record import read_record, read_scores, run_folders, task_figures
 from medbench.results.tables import build_table, render
@@ -16,7 +16,13 @@ from medbench.spec import load_spec
 
 MEASURED = ROOT / "results" / "measured"
 TABLES = [MEASURED, MEASURED / "methods"]
-COMMITTED = [*TABLES, ROOT / "results" / "selection"]
+#: Folders whose table lies beside them, and the words of the command that wrote it.
+BESIDE = {
+    MEASURED / "ablation": (),
+    MEASURED / "classification": ("--paper", "T2", "--group", "real_cls"),
+}
+SELECTION = ROOT / "results" / "selection"
+COMMITTED = [*TABLES, *BESIDE, MEASURED / "segment_start", SELECTION, SELECTION / "classification"]
 FOLDERS = sorted(path.parent for place in COMMITTED for path in place.glob("*/spec.json"))
 
 
@@ -56,3 +62,10 @@ def test_the_figures_follow_from_the_scores(folder: Path) -> None:
 @pytest.mark.parametrize("folder", TABLES, ids=lambda folder: folder.name)
 def test_the_readme_shows_the_table_as_generated(folder: Path) -> None:
     assert render(build_table([folder]), "md") in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", BESIDE, ids=lambda folder: folder.name)
+def test_a_table_beside_its_runs_is_as_generated(folder: Path, cli: Cli) -> None:
+    done = cli("table", folder, *BESIDE[folder])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (folder / "table.md").read_text(encoding="utf-8")

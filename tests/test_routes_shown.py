@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Toy, make_toy
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.spatial.distance import jensenshannon
 from test_run_common import do, jobs_of, loaded, request
 
 from medbench.__main__ import main
+from medbench.backbones.clip import load_clip
+from medbench.backbones.registry import get_backbone
 from medbench.errors import RequestError, WorkError
 from medbench.results.route_plots import COLOURS, expert_colours, plot_routes
 from medbench.results.route_summary import consistency, entropy, layer_name, start_words, summary
 from medbench.results.routes import LayerUse, Routes, Segments, TaskUse, find_run, read_routes, write_routes
-from medbench.results.spectra import backbone_folder, chosen_layers, read_spectra, tensor_of
+from medbench.results.spectra import backbone_folders, chosen_layers, read_spectra, tensor_of
 
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
@@ -165,7 +169,7 @@ def test_a_spectrum_that_cannot_be_drawn_is_said(
     assert err.startswith("no spectrum drawn: unknown backbone 'tiny'")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RequestError, match=r"qwen2\.5-vl-7b are not on this machine"):
-        backbone_folder(mine, "qwen2.5-vl-7b")
+        backbone_folders(mine, "qwen2.5-vl-7b")
     code, _, err = called(capsys, mine, "--backbone", "nano-vl")
     assert code == 2
     assert "holds other weights than the run's" in err
@@ -205,13 +209,13 @@ def test_spectra_are_those_of_the_models_weights(routed: Path, tiny: Path) -> No
         *("layer 0 / q_proj", "layer 1 / q_proj", "layer 0 / down_proj", "layer 1 / down_proj")
     ]
     vlm = loaded(tiny, None)
-    for layer, found in read_spectra(tiny, layers, values).items():
+    for layer, found in read_spectra({"": tiny}, layers, values).items():
         expected = np.linalg.svd(vlm.base.get_submodule(layer).weight.numpy(), compute_uv=False)
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
     with pytest.raises(RequestError, match=r"no weight of layer a\.b\.c"):
-        read_spectra(tiny, ["a.b.c"], {})
+        read_spectra({"": tiny}, ["a.b.c"], {})
     with pytest.raises(RequestError, match="not the run's"):
-        read_spectra(tiny, layers, values | {layers[0]: 7})
+        read_spectra({"": tiny}, layers, values | {layers[0]: 7})
     keys = ["vision.layers.0.q_proj.weight", "text.layers.0.q_proj.weight"]
     assert tensor_of("model.text.layers.0.q_proj", keys) == keys[1]
     assert tensor_of("model.other.layers.0.q_proj", keys) is None
@@ -276,3 +280,27 @@ def test_an_adapter_that_is_only_tested_is_counted(routed: Path, small: Toy, tin
     from medbench.run import run
 
     assert read_routes(run(job)).tasks["toy"] == read_routes(routed).tasks["toy"]
+
+
+def test_spectra_of_a_split_attention_are_those_of_its_layers() -> None:
+    backbone = get_backbone("nano-clip")
+    clip = load_clip(backbone, torch.float32, torch.device("cpu"))
+    names = ("visual.transformer", "transformer")  # the second is also the end of the first
+    layers = [f"{name}.resblocks.1.attn.{part}_proj" for name in names for part in ("q", "k", "v", "out")]
+    weights = {layer: clip.base.get_submodule(layer).weight.numpy() for layer in layers}
+    found = read_spectra({"": backbone.folder()}, layers, {layer: min(w.shape) for layer, w in weights.items()})
+    for layer, weight in weights.items():
+        assert found[layer] == pytest.approx(np.linalg.svd(weight, compute_uv=False), rel=1e-4, abs=1e-6)
+    assert chosen_layers(layers[:4]) == layers[:1]
+
+
+def test_each_tower_of_a_dual_encoder_is_read_from_its_own_folder(tmp_path: Path) -> None:
+    layers = {"visual.trunk.layer.0.dense": 3.0, "text.transformer.layer.0.dense": 5.0}
+    folders = {"visual.trunk.": tmp_path / "v", "text.transformer.": tmp_path / "t"}
+    for folder, value in zip(folders.values(), layers.values(), strict=True):
+        folder.mkdir()
+        save_file({"layer.0.dense.weight": value * torch.eye(2)}, folder / "model.safetensors")
+    found = read_spectra(folders, list(layers), dict.fromkeys(layers, 2))
+    assert {layer: values.tolist() for layer, values in found.items()} == {k: [v, v] for k, v in layers.items()}
+    with pytest.raises(RequestError, match="no weight of layer other"):
+        read_spectra(folders, ["other.layer.0.dense"], {})

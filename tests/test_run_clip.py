@@ -17,7 +17,8 @@ from medbench.data.sampling import shots
 from medbench.errors import RequestError
 from medbench.files import read_json, read_parquet
 from medbench.plan import resolve
-from medbench.run import run_all
+from medbench.results.rows import read_groups
+from medbench.run import check_adapter, run_all
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,8 @@ def test_predictions_need_nothing_but_the_stored_weights(data: Path, small: Path
 
 def test_shots_are_drawn_by_the_seed(data: Path, small: Path, tmp_path: Path) -> None:
     folders = [do(card(data), small, tmp_path, shots=2, seeds=(seed,)) for seed in (0, 1)]
+    (group,), _ = read_groups(folders)  # other images by design: one row of two seeds
+    assert list(group) == [0, 1]
     for seed, folder in enumerate(folders):
         about = read_json(folder / "record.json")
         assert about["data"]["shades/train"]["items"] == 6
@@ -178,3 +181,11 @@ def test_a_blind_run_says_one_thing(data: Path, small: Path, tmp_path: Path) -> 
 
 def test_a_card_of_another_set_is_not_in_domain(data: Path) -> None:
     assert card_at(card(data)).metadata.datasets.isdisjoint(card_at(card(data, "tints")).metadata.datasets)
+
+
+def test_targets_are_looked_up_as_the_backbone_names_them(data: Path, small: Path) -> None:
+    for targets in ("text", "vision+text"):
+        plan = resolve(asked(card(data), small, "lora", settings={"adapter.targets": targets}), Catalog())
+        check_adapter(plan.specs[0], plan.backbone)
+    with pytest.raises(RequestError, match=r"unknown target group 'vision\+text'"):
+        check_adapter(plan.specs[0], dataclasses.replace(plan.backbone, architecture="llama"))

@@ -328,6 +328,24 @@ def test_two_numeric_axes_are_a_heat_map_with_the_values_in_their_squares(canvas
     assert {text.get_text().split("\n")[0] for text in minor.texts} == {"36.0", "66.0", "67.0"}
 
 
+@pytest.mark.parametrize("values", [["minor", "random", "zero"], [1, 2, 16]])
+def test_every_value_is_seen(values: list[Any], canvases: Drawn) -> None:
+    name = "adapter.init" if isinstance(values[0], str) else "adapter.num_experts"
+    key = name.replace(".", "__")
+    found = [
+        figure(0.3 + 0.1 * n, "accuracy", **{key: value, "adapter__scaling": scaling})
+        for n, value in enumerate(values)
+        for scaling in ("consistent", "alpha")
+    ]
+    plot_grid(grid_of(axes={name: values, "adapter.scaling": ["consistent", "alpha"]}), found, Path("x"), "about")
+    for canvas in canvases.values():
+        for axes in canvas.axes:
+            canvas.canvas.draw()
+            points = [axes.transData.transform(pair) for line in axes.lines for pair in line.get_xydata()]
+            assert len(points) >= len(values)
+            assert all(axes.bbox.padded(1).contains(*point) for point in points)
+
+
 def test_hints_choose_what_is_drawn_and_too_many_lines_are_said(canvases: Drawn) -> None:
     many: dict[str, list[Any]] = {"adapter.rho": [1, 2], "adapter.eta": [float(n + 1) for n in range(MOST_SERIES + 1)]}
     found = [

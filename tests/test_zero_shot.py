@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -115,7 +116,7 @@ def test_a_changed_image_is_embedded_anew(folders: Path, tmp_path: Path) -> None
     assert predicted(clip, card, store=store)[0].features.encoded == len(rows)
 
 
-def test_weights_preprocessing_and_dtype_have_stores_of_their_own(folders: Path) -> None:
+def test_what_decides_an_embedding_has_a_store_of_its_own(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     native, biomed = (clip_of(folders, kind) for kind in ("native", "biomed"))
     names = {
         store_namespace(native, "w", "float32", "vision"),
@@ -123,8 +124,12 @@ def test_weights_preprocessing_and_dtype_have_stores_of_their_own(folders: Path)
         store_namespace(native, "w", "bfloat16", "vision"),
         store_namespace(native, "w", "float32", "text"),
         store_namespace(biomed, "w", "float32", "vision"),
+        store_namespace(replace(native, commit="c"), "w", "float32", "vision"),
+        store_namespace(replace(native, device=torch.device("meta")), "w", "float32", "vision"),
     }
-    assert len(names) == 5
+    assert len(names) == 7
+    monkeypatch.setattr("medbench.inference.zero_shot.SPEC_VERSION", -1)
+    assert store_namespace(native, "w", "float32", "vision") not in names
 
 
 def test_a_blind_model_uses_no_store(folders: Path, card: Path, tmp_path: Path) -> None:

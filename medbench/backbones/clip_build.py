@@ -109,6 +109,8 @@ def _preprocess(name: str, model: Any, preprocess_cfg: dict[str, Any]) -> Prepro
     if len(sides) != 1:
         raise RequestError(f"backbone {name}: takes images of {size}; only square ones are supported")
     mean, std = (tuple(v) if isinstance(v, list | tuple) else (v,) * 3 for v in (found["mean"], found["std"]))
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+        raise RequestError(f"backbone {name}: preprocess_cfg: mean and std should be three numbers, std above 0")
     return Preprocess(sides.pop(), mean, std, found["interpolation"], found["resize_mode"], found["fill_color"])
 
 
@@ -144,9 +146,20 @@ def open_clip_tokenizer(name: str, folder: Path, tag: str | None) -> Any:
             return SimpleTokenizer(context_length=length, **own)
         source = tokenizer_folder(folder, str(text["hf_tokenizer_name"]))
         mode, safe = text.get("tokenizer_mode"), {"trust_remote_code": False}
-        return HFTokenizer(str(source), context_length=length, tokenizer_mode=mode, **own | safe)
+        found = HFTokenizer(str(source), context_length=length, tokenizer_mode=mode, **own | safe)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
         raise WorkError(f"backbone {name}: its tokenizer cannot be read: {first_line(error)}") from error
+    if knows_no_word(found.tokenizer):
+        raise WorkError(f"backbone {name}: {source} holds no tokenizer (tokenizer.json, vocab.txt, ...); save it there")
+    return found
+
+
+def knows_no_word(tokenizer: Any) -> bool:
+    """Whether a transformers tokenizer has special tokens alone, so that all texts would be the same.
+
+    transformers makes such a one, and says nothing, of a folder that holds none of a tokenizer's files.
+    """
+    return len(tokenizer) <= len(set(tokenizer.all_special_ids))
 
 
 def first_line(error: BaseException) -> str:

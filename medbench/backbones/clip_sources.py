@@ -37,7 +37,10 @@ class Pooling(BaseModel):
     text: Literal["cls", "mean"] = "mean"
 
 
-_Three = tuple[float, float, float]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Mean = tuple[_Finite, _Finite, _Finite]
+_Std = tuple[_Positive, _Positive, _Positive]
 
 
 class DualConfig(BaseModel):
@@ -69,8 +72,8 @@ class DualConfig(BaseModel):
     pooling: Pooling = Pooling()
     resize: Literal["shortest", "longest", "squash"] = "shortest"
     context_length: Annotated[int, Field(gt=2)] = 77
-    mean: _Three | None = None
-    std: _Three | None = None
+    mean: _Mean | None = None
+    std: _Std | None = None
     pretrained_on: tuple[str, ...] = ()
 
 
@@ -104,6 +107,8 @@ def read_dual(path: Path) -> DualConfig:
             mean, std = mean or tuple(map(float, said["image_mean"])), std or tuple(map(float, said["image_std"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RequestError(f"{own}: expected image_mean and image_std; or give mean and std in {path}") from error
+        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise RequestError(f"{own}: expected three numbers each, image_std above 0; or give them in {path}")
     return found.model_copy(update={**where, "mean": mean, "std": std})
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from medbench.backbones.clip_build import Preprocess, first_line
+from medbench.backbones.clip_build import Preprocess, first_line, knows_no_word
 from medbench.backbones.clip_sources import DualConfig, check_projections, read_dual
 from medbench.errors import RequestError, WorkError
 from medbench.files import write_atomic
@@ -152,10 +152,12 @@ def build_dual(path: Path, device: str = "cpu") -> tuple[DualEncoder, Preprocess
     for what, tower, needs in (("vision", trunk, "pixel_values"), ("text", transformer, "input_ids")):
         if set(inspect.signature(tower.forward).parameters) & {"pixel_values", "input_ids"} != {needs}:
             raise RequestError(f"backbone {path}: {what}: {type(tower).__name__} is no {what} encoder")
+    tokenizer, pad = _tokenizer(config, path)
     with torch.device(device):
-        model = DualEncoder(VisionTower(trunk, config), TextTower(transformer, config, _tokenizer(config, path)[1]))
+        model = DualEncoder(VisionTower(trunk, config), TextTower(transformer, config, pad))
     if device != "meta":
         _try(model.eval(), config, path)
+        _try_text(model, len(tokenizer), config, path)
     return model, Preprocess(config.image_size, config.mean, config.std, "bicubic", config.resize)
 
 
@@ -198,6 +200,23 @@ def _try(model: DualEncoder, config: DualConfig, path: Path) -> None:
         raise RequestError(f"backbone {path}: {type(trunk).__name__} is no transformer over patches of images")
     if config.pooling.vision == "cls" and before == 0:
         raise RequestError(f"backbone {path}: {type(trunk).__name__} has no class token; use pooling: {{vision: mean}}")
+
+
+@torch.no_grad()
+def _try_text(model: DualEncoder, words: int, config: DualConfig, path: Path) -> None:
+    """One text of full length through the tower, and whether it has a row for each of the tokenizer's tokens."""
+    rows = model.text.transformer.get_input_embeddings().num_embeddings
+    if words > rows:
+        raise RequestError(
+            f"backbone {path}: text: its tokenizer has {words:,} tokens, the model knows {rows:,}; they are not of one"
+        )
+    try:
+        model.text(torch.full((1, config.context_length), 0 if model.text.pad else 1))
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise RequestError(
+            f"backbone {path}: {type(model.text.transformer).__name__} takes no {config.context_length} tokens "
+            f"({first_line(error)}); give a smaller context_length"
+        ) from error
 
 
 def fill_dual(model: DualEncoder, path: Path) -> None:
@@ -249,7 +268,11 @@ def dual_tokenizer(path: Path) -> DualTokenizer:
 
 
 def _tokenizer(config: DualConfig, path: Path) -> tuple[Any, int]:
-    """The tokenizer and its padding token."""
+    """The tokenizer and its padding token.
+
+    Raises:
+        RequestError: it has no padding token of its own. WorkError: it cannot be read, or there is none.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -258,6 +281,10 @@ def _tokenizer(config: DualConfig, path: Path) -> tuple[Any, int]:
         raise WorkError(
             f"backbone {path}: text: its tokenizer cannot be read from {config.text}: {first_line(error)}"
         ) from error
+    if knows_no_word(tokenizer):
+        raise WorkError(
+            f"backbone {path}: text: {config.text} holds no tokenizer (tokenizer.json, vocab.txt, ...); save it there"
+        )
     pad = tokenizer.pad_token_id
     if pad is None or pad in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id):
         raise RequestError(f"backbone {path}: text: its tokenizer has no padding token of its own")

@@ -2,7 +2,8 @@
 
 One SQLite file, so that several processes may use it at once and a killed one leaves it whole. An entry's key is the
 sha256 of what was embedded (an image's bytes, a prompt); its namespace is the sha256 of everything else that decides
-the embedding (weights, preprocessing, dtype).
+the embedding (weights, preprocessing, dtype). SQLite does not see that a bit of an entry has changed, and figures hang
+on them: every entry ends in the first bytes of a sha256 of its key and itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from medbench.errors import WorkError
 FILE = "embeddings.sqlite"
 #: Keys that one query asks for; SQLite takes 999 variables in old builds.
 _ASKED = 500
+#: Bytes of the sha256 behind a vector.
+_CHECK = 8
 _SCHEMA = """
 create table if not exists embeddings (
     namespace blob not null, key blob not null, vector blob not null, primary key (namespace, key)
@@ -30,6 +33,10 @@ create table if not exists embeddings (
 def content_key(data: bytes) -> bytes:
     """The key of an image's or a prompt's bytes."""
     return hashlib.sha256(data).digest()
+
+
+def _check(key: bytes, content: bytes) -> bytes:
+    return hashlib.sha256(key + content).digest()[:_CHECK]
 
 
 class EmbeddingStore:
@@ -61,7 +68,7 @@ class EmbeddingStore:
         """The embeddings [D] that are there, by key.
 
         Raises:
-            WorkError: the file is damaged.
+            WorkError: the file is damaged, or an entry is.
         """
         found: dict[bytes, NDArray[np.float32]] = {}
         try:
@@ -70,7 +77,10 @@ class EmbeddingStore:
                 marks = ",".join("?" * len(asked))
                 query = f"select key, vector from embeddings where namespace = ? and key in ({marks})"  # noqa: S608
                 for key, vector in self._connection.execute(query, (self.namespace, *asked)):
-                    found[key] = np.frombuffer(vector, dtype=np.float32)
+                    content, check = vector[:-_CHECK], vector[-_CHECK:]
+                    if check != _check(key, content):
+                        raise self._failed(ValueError("an entry is damaged"))
+                    found[key] = np.frombuffer(content, dtype=np.float32)
         except sqlite3.Error as error:
             raise self._failed(error) from error
         return found
@@ -81,7 +91,8 @@ class EmbeddingStore:
         Raises:
             WorkError: the file cannot be written.
         """
-        rows = [(self.namespace, key, np.ascontiguousarray(v, np.float32).tobytes()) for key, v in vectors.items()]
+        plain = {key: np.ascontiguousarray(vector, np.float32).tobytes() for key, vector in vectors.items()}
+        rows = [(self.namespace, key, content + _check(key, content)) for key, content in plain.items()]
         try:
             if self.path.stat().st_size > self.limit:
                 return

@@ -22,6 +22,7 @@ from medbench.data.item import BadItemError, Item, decode, reason
 from medbench.files import digest
 from medbench.inference.embeddings import EmbeddingStore, content_key
 from medbench.inference.predict import Prediction, candidate_probabilities
+from medbench.spec import SPEC_VERSION
 
 if TYPE_CHECKING:
     from medbench.backbones.clip import Clip
@@ -69,9 +70,13 @@ def _embed_texts(clip: Clip, texts: Sequence[str], store: EmbeddingStore | None)
 
 
 def store_namespace(clip: Clip, weights: str, dtype: str, tower: str) -> str:
-    """What decides the embeddings of one unadapted tower: weights, size and normalisation of images, dtype."""
+    """What decides the embeddings of one unadapted tower.
+
+    Weights, size and normalisation of images, dtype; the kind of device, which rounds in its own way; and the version
+    of the code behind figures, so that what an older one has embedded is not taken for what this one would.
+    """
     about = [weights, clip.commit, dtype, tower, clip.image_size, list(clip.mean), list(clip.std), str(clip.transform)]
-    return digest(about)
+    return digest([*about, clip.device.type, SPEC_VERSION])
 
 
 class ImageEmbedder:

@@ -17,8 +17,8 @@ from medbench.scoring.figures import scale_of
 _MARKERS = "osD^vP*X"
 #: More lines than this cannot be told apart.
 MOST_SERIES = 16
-#: Points between two series, and that all may take: over categories, over numbers.
-_ASIDE, _WIDTH = (6.0, 2.5), (32.0, 10.0)
+#: Between two series over categories, and what all may take; categories are 1 apart.
+_ASIDE, _WIDTH = 0.12, 0.6
 #: From this ratio of the largest to the smallest on, an axis is drawn in logarithms.
 _LOGARITHMIC = 8.0
 
@@ -149,8 +149,8 @@ def _draw_panel(
     labels = list(colours)
     for label, figures in series.items():
         number = labels.index(label)
-        # Side by side, so that their intervals do not cover one another.
-        aside = (number - (len(labels) - 1) / 2) * min(_ASIDE[axis.is_numeric], _WIDTH[axis.is_numeric] / len(labels))
+        # Categories: side by side, so that their intervals do not cover one another. Numbers stay where they are.
+        aside = 0.0 if axis.is_numeric else (number - (len(labels) - 1) / 2) * min(_ASIDE, _WIDTH / len(labels))
         style = {"color": colours[label], "label": label or None}
         marker = _MARKERS[number % len(_MARKERS)]
         placed = [(place, figure) for figure in figures if (place := axis.place(figure)) is not None]
@@ -186,18 +186,15 @@ def _draw_points(
     scale: float,
     joined: bool,
 ) -> None:
-    """Values with their intervals, `aside` points to the right; an interval that could not be had is left out."""
-    from matplotlib.transforms import ScaledTranslation
-
-    moved = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
-    x = [place for place, _ in placed]
+    """Values with their intervals, `aside` to the right; an interval that could not be had is left out."""
+    x = [place + aside for place, _ in placed]
     y = [scale * (figure.estimate.value or 0.0) for _, figure in placed]
-    axes.plot(x, y, markersize=4, linewidth=1.2 if joined else 0.0, zorder=3, transform=moved, **style)
+    axes.plot(x, y, markersize=4, linewidth=1.2 if joined else 0.0, zorder=3, **style)
     for place, (_, figure) in zip(x, placed, strict=True):
         ends = [figure.estimate.low, figure.estimate.high]
         if None not in ends:
             interval = [scale * (end or 0.0) for end in ends]
-            axes.plot([place] * 2, interval, color=style["color"], linewidth=1.0, zorder=2, transform=moved)
+            axes.plot([place] * 2, interval, color=style["color"], linewidth=1.0, zorder=2)
 
 
 def _draw_maps(pair: tuple[_Axis, _Axis], found: Sequence[Figure], out: Path, grid: str, about: str) -> list[Path]:

@@ -106,8 +106,8 @@ def score(
     Example:
         >>> items = pd.DataFrame({"id": ["a"], "cluster": ["p"], "type": ["closed"], "gold": ["benign"]})
         >>> scored = score(items.assign(prediction="Benign."), classes=("benign", "malignant"), positive="malignant")
-        >>> scored[["prediction", "correct", "called_positive"]].iloc[0].tolist()
-        ['benign', 1.0, 0.0]
+        >>> scored["prediction"].tolist(), scored["correct"].tolist(), scored["called_positive"].tolist()
+        (['benign'], [1.0], [0.0])
     """
     rule = as_profile(profile)
     if rule.NAME not in PROFILES:

@@ -82,6 +82,8 @@ class StageTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Our own file for every tuner: transformers renames keys when it saves a whole model, and resuming by those
         # names would silently load nothing.
+        if not self.is_world_process_zero():  # all processes have the same weights, and may share the folder
+            return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         save_trained(self.accelerator.unwrap_model(self.model), folder / WEIGHTS)
@@ -132,7 +134,8 @@ class StepCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         checkpoint = self.folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        for file in checkpoint.iterdir():
+        # Other processes may still be writing their random states; a file that is gone was a temporary one.
+        for file in [path for path in checkpoint.iterdir() if not path.name.startswith(".")]:
             handle = os.open(file, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)

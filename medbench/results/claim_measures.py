@@ -1,0 +1,282 @@
+"""What the lines of a claim are measured by, from finished runs: paired differences, by kind of claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from medbench.errors import RequestError, did_you_mean
+from medbench.results.arms import Arm, Paired, Scores
+from medbench.results.claim_place import Workplace
+from medbench.results.claim_schema import Claim, Gap, Line, Rows
+from medbench.results.forgetting import read_forgetting
+from medbench.results.interference import read_interference
+from medbench.results.route_summary import consistency, layer_name, task_shares
+from medbench.results.routes import Routes, read_routes
+from medbench.results.study_scores import MEAN, Items, Scope
+from medbench.scoring.contrasts import Contrast, Term
+from medbench.scoring.permutation import holm
+from medbench.scoring.weighted import Array
+from medbench.studies import Study
+
+#: Parts of a training whose losses stand and fall together in a test.
+_BLOCKS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A line before it is judged.
+
+    Attributes:
+        name: of the line.
+        contrast: what is claimed to be above zero; None without runs.
+        seeds: that it is over.
+        unit: `points`, `nats` or `distance`.
+        gap: what is published of it.
+        lacking: why it cannot be judged.
+        p: where it is not that of the contrast alone.
+    """
+
+    name: str
+    contrast: Contrast | None = None
+    seeds: tuple[int, ...] = ()
+    unit: str = "points"
+    gap: Gap | None = None
+    lacking: str | None = None
+    p: float | None = None
+
+
+def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
+    """The lines of a claim; those without runs say why.
+
+    Raises:
+        RequestError: rows that are in none of the claim's grids. WorkError: runs that are broken.
+    """
+    if claim.kind in ("forgetting", "interference"):
+        return _of_studies(place, table, claim)
+    try:
+        arms, scores = place.arms(claim)
+    except RequestError as error:
+        names = [line.name for line in claim.lines] or [claim.id]
+        gaps = [line.published for line in claim.lines] or [None]
+        return [Measured(name, gap=gap, lacking=str(error)) for name, gap in zip(names, gaps, strict=True)]
+    if claim.kind == "no_best":
+        return [_no_best(claim, arms, scores)]
+    of_kind: dict[str, Callable[[Claim, Line, list[Arm], Scores], Measured]] = {
+        "difference": _difference,
+        "best": _difference,
+        "curve": _curve,
+        "answers": _answers,
+        "routing": _routing,
+    }
+    return [of_kind[claim.kind](claim, line, arms, scores) for line in _lines(claim, arms)]
+
+
+def _lines(claim: Claim, arms: Sequence[Arm]) -> Sequence[Line]:
+    if claim.kind != "best":
+        return claim.lines
+    first = _fitting(claim, arms, claim.first)
+    others = [arm for arm in arms if arm not in first]
+    return [Line(name=f"over {arm.name}", higher=claim.first, lower=arm.point) for arm in others]
+
+
+def _fitting(claim: Claim, arms: Sequence[Arm], rows: Rows) -> list[Arm]:
+    found = [arm for arm in arms if arm.fits(rows)]
+    if not found:
+        raise RequestError(f"claim {claim.id}: no row of its grids has {claim.among | rows}")
+    return found
+
+
+def _common_tasks(arms: Sequence[Arm]) -> list[str]:
+    return [task for task in arms[0].runs if all(task in arm.runs for arm in arms)]
+
+
+def _usable(
+    claim: Claim, arms: Sequence[Arm], scores: Scores, tasks: Sequence[str]
+) -> tuple[tuple[int, ...], str | None]:
+    """The seeds that all rows have finished, and why there is no verdict with them, where there is none."""
+    without = [arm.name for arm in arms if any(not scores.tables(arm, task) for task in tasks)]
+    if without or not tasks:
+        return (), f"not run, or not finished: {', '.join(dict.fromkeys(without)) or 'no task in common'}"
+    seeds = scores.seeds(arms, tasks)
+    if not seeds:
+        return (), "no seed that all of its rows have finished"
+    enough = None if len(seeds) >= claim.seeds else f"{len(seeds)} of at least {claim.seeds} seeds"
+    return seeds, enough
+
+
+def _difference(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
+    terms = [(term.weight, _fitting(claim, arms, term.rows)) for term in line.terms]
+    named = [arm for _, own in terms for arm in own]
+    tasks = _common_tasks(named)
+    seeds, lacking = _usable(claim, named, scores, tasks)
+    if not seeds:
+        return Measured(line.name, gap=line.published, lacking=lacking)
+    contrast = Paired(scores, dict.fromkeys(tasks, claim.metrics), seeds).contrast(terms)
+    return Measured(line.name, contrast, seeds, gap=line.published, lacking=lacking)
+
+
+def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:
+    """Whether every row is beaten by another one on some set: the least regret of a row, with p of all of them.
+
+    The regret of a row is the most that another one has over it on a set. p: of all pairs on all sets (Holm), the
+    smallest that beats each row, and of these the largest; where one row is ahead of all on all sets, the largest of
+    its pairs.
+    """
+    tasks = _common_tasks(arms)
+    seeds, lacking = _usable(claim, arms, scores, tasks)
+    if not seeds:
+        return Measured(claim.id, lacking=lacking)
+    pairs: list[tuple[int, int, Contrast]] = []
+    for task in tasks:
+        paired = Paired(scores, {task: claim.metrics}, seeds)
+        for one, two in combinations(range(len(arms)), 2):
+            pairs.append((one, two, paired.contrast([(1.0, [arms[one]]), (-1.0, [arms[two]])])))
+    p = holm([contrast.test().p for _, _, contrast in pairs])
+    # Of each row: every other one less it, on every set, with p.
+    less: dict[int, list[tuple[float, float, Contrast]]] = {number: [] for number in range(len(arms))}
+    for (one, two, contrast), own in zip(pairs, p, strict=True):
+        swapped = Contrast(tuple(Term(t.task, t.weight, -t.values, t.clusters) for t in contrast.terms))
+        less[two].append((contrast.value, own, contrast))
+        less[one].append((swapped.value, own, swapped))
+    regrets = {number: max(own, key=lambda entry: entry[0]) for number, own in less.items()}
+    least = min(regrets, key=lambda number: regrets[number][0])
+    if regrets[least][0] > 0:
+        beaten = [min((own for value, own, _ in entries if value > 0), default=1.0) for entries in less.values()]
+        worst = max(beaten)
+    else:
+        worst = max(own for _, own, _ in less[least])
+    name = f"least regret: {arms[least].name}"
+    return Measured(name, regrets[least][2], seeds, lacking=lacking, p=worst)
+
+
+def _nearer(claim: Claim, line: Line, arms: list[Arm]) -> tuple[Arm, Arm, Arm]:
+    """The row that is claimed to be nearer, the other, and the reference."""
+    return (
+        _fitting(claim, arms, line.higher)[0],
+        _fitting(claim, arms, line.lower)[0],
+        _fitting(claim, arms, claim.reference)[0],
+    )
+
+
+def _curve(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
+    """The other row's distance to the reference's loss less this one's, step by step."""
+    three = _nearer(claim, line, arms)
+    tasks = _common_tasks(three)
+    seeds, lacking = _usable(claim, three, scores, tasks)
+    if not seeds:
+        return Measured(line.name, unit="nats", lacking=lacking)
+    terms = []
+    for task in tasks:
+        curves = [{seed: _losses(record) for seed, record in scores.records(arm, task).items()} for arm in three]
+        steps = [tuple(curve[seed]) for curve in curves for seed in seeds]
+        if len(set(steps)) != 1 or not steps[0]:
+            return Measured(line.name, unit="nats", lacking="losses were not written at the same steps")
+        near, far, reference = (np.array([list(curve[seed].values()) for seed in seeds]) for curve in curves)
+        blocks = np.arange(len(steps[0])) * _BLOCKS // len(steps[0])
+        values: Array = np.abs(far - reference) - np.abs(near - reference)
+        terms.append(Term(task, 1 / len(tasks), values, blocks.astype(str)))
+    return Measured(line.name, Contrast(tuple(terms)), seeds, "nats", lacking=lacking)
+
+
+def _losses(record: dict) -> dict[tuple[int, float], float]:  # type: ignore[type-arg]
+    """(stage, step) -> loss."""
+    stages = record["training"].get("stages", [])
+    return {(n, entry["step"]): entry["loss"] for n, stage in enumerate(stages) for entry in stage["losses"]}
+
+
+def _answers(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
+    """The other row's distance to the reference's scores less this one's, item by item."""
+    three = _nearer(claim, line, arms)
+    tasks = _common_tasks(three)
+    seeds, lacking = _usable(claim, three, scores, tasks)
+    if not seeds:
+        return Measured(line.name, lacking=lacking)
+    paired = Paired(scores, dict.fromkeys(tasks, claim.metrics), seeds)
+    terms = []
+    for task in tasks:
+        near, far, reference = (paired.values(arm, task) for arm in three)
+        for cell, values in reference.items():
+            apart: Array = np.abs(far[cell] - values) - np.abs(near[cell] - values)
+            weight = 1 / len(tasks) / len(reference)
+            terms.append(Term(task, weight, apart, paired.items.clusters[cell]))
+    return Measured(line.name, Contrast(tuple(terms)), seeds, lacking=lacking)
+
+
+def _of_studies(place: Workplace, table: str, claim: Claim) -> list[Measured]:
+    """A line of each study and comparison: how much less is forgotten, or is lost to the other tasks."""
+    try:
+        studies = place.studies(table, claim.kind)
+    except RequestError as error:
+        return [Measured(line.name, gap=line.published, lacking=str(error)) for line in claim.lines]
+    found = []
+    for part, folder, why in studies:
+        names = [f"{part.name}: {line.name}" for line in claim.lines]
+        if folder is None or part.study is None:
+            found += [Measured(n, gap=li.published, lacking=why) for n, li in zip(names, claim.lines, strict=True)]
+            continue
+        seeds = part.study.seeds
+        lacking = None if len(seeds) >= claim.seeds else f"{len(seeds)} of at least {claim.seeds} seeds"
+        each = _study_contrasts(part.study, folder, claim)
+        for name, line, contrast in zip(names, claim.lines, each, strict=True):
+            found.append(Measured(name, contrast, seeds, gap=line.published, lacking=lacking))
+    return found or [Measured(claim.id, lacking=f"no study at scale {place.scale}")]
+
+
+def _study_contrasts(study: Study, folder: Path, claim: Claim) -> list[Contrast]:
+    """Of each line, what the lower row loses more than the higher one."""
+    pairs = [(str(line.higher.get("method")), str(line.lower.get("method"))) for line in claim.lines]
+    for name in (name for pair in pairs for name in pair):
+        if name not in study.methods:
+            raise RequestError(
+                f"claim {claim.id}: its studies have no method {name}; {did_you_mean(name, study.methods)}"
+            )
+    if claim.kind == "interference":
+        mixed = read_interference(study, folder)
+        scope = _scope(mixed.items)
+        gained = {name: mixed.average(name, scope) for pair in pairs for name in pair}
+        return [gained[higher].minus(gained[lower]) for higher, lower in pairs]
+    course = read_forgetting(study, folder)
+    scope = _scope(course.items)
+    forgotten = {name: course.summary(name, scope)["forgetting"] for pair in pairs for name in pair}
+    return [forgotten[lower].minus(forgotten[higher]) for higher, lower in pairs]
+
+
+def _scope(items: Items) -> Scope:
+    scopes = items.scopes()
+    return scopes.get(MEAN) or next(iter(scopes.values()))
+
+
+def _routing(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
+    """How much farther expert use lies apart on `against` (or of the other row) than on the shifted tasks, by layer."""
+    near = _fitting(claim, arms, line.higher)[0]
+    far = near if line.against else _fitting(claim, arms, line.lower)[0]
+    clean = near.spec.trained_tasks[0]
+    shifted = [task for task in line.tasks if task in near.runs and task in far.runs]
+    others = [task for task in line.against if task in near.runs] if line.against else shifted
+    if not shifted or not others:
+        raise RequestError(f"claim {claim.id}: line {line.name!r}: its grids test none of its tasks")
+    seeds, lacking = _usable(claim, [near, far], scores, [clean, *shifted, *others])
+    if not seeds:
+        return Measured(line.name, unit="distance", lacking=lacking)
+    try:
+        one = [_distances(read_routes(scores.folder(near, clean)[seed]), clean, shifted) for seed in seeds]
+        two = [_distances(read_routes(scores.folder(far, clean)[seed]), clean, others) for seed in seeds]
+    except RequestError as error:
+        return Measured(line.name, unit="distance", lacking=str(error))
+    names = list(one[0])
+    if any(list(found) != names for found in (*one, *two)):
+        return Measured(line.name, unit="distance", lacking="the two rows are routed in different layers")
+    values: Array = np.array([[b[name] - a[name] for name in names] for a, b in zip(one, two, strict=True)])
+    blocks = np.array([layer_name(name).block or name for name in names])
+    return Measured(line.name, Contrast((Term("layers", 1.0, values, blocks),)), seeds, "distance", lacking=lacking)
+
+
+def _distances(routes: Routes, clean: str, tasks: Sequence[str]) -> dict[str, float]:
+    """Layer -> the mean distance between the use of its experts on one task and on others."""
+    each = [consistency(task_shares(routes, clean), task_shares(routes, task)).layers for task in tasks]
+    return {name: float(np.mean([found[name] for found in each])) for name in each[0]}
