@@ -124,7 +124,7 @@ def test_transfer_never_trains_on_another_publication_of_the_set(data: Path, sma
         ({"tasks": ["phantom_vqa"]}, "phantom_vqa is of kind vqa.*--backbone nano-vl"),
         ({"backbone": "nano-vl"}, "shades is of kind classification.*--backbone nano-clip"),
         ({"settings": {"processor.max_pixels": 2000}}, "not a setting.*"),
-        ({"settings": {"prompts": "many"}}, "not a setting with such a value"),
+        ({"settings": {"prompts": "many"}}, "should be single or ensemble"),
     ],
 )
 def test_what_cannot_be_is_refused(more: dict, message: str, data: Path, small: Path) -> None:

@@ -41,10 +41,10 @@ def python(installed: Path, cwd: Path, *words: str) -> str:
 def test_the_wheel_carries_the_packages_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-    carried = {"tasks": "*.*", "baselines": "*.yaml", "baselines/grids": "*.yaml", "results/paper": "*.*"}
+    carried = {"tasks": "*.*", "baselines": "**/*.yaml", "results/paper": "*.*"}
     for folder, pattern in carried.items():
         for file in (ROOT / folder).glob(pattern):
-            assert f"medbench/{folder}/{file.name}" in sizes
+            assert f"medbench/{file.relative_to(ROOT).as_posix()}" in sizes
     for file in (ROOT / "medbench").rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
             assert file.relative_to(ROOT).as_posix() in sizes
