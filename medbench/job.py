@@ -33,7 +33,7 @@ class Job:
         adapter: the folder of an adapter that was trained elsewhere (`--adapter`).
         command: the request in words, for the record.
         svd_cache: where decompositions of weights are kept; None keeps none. No part of what the run is.
-        svd_cache_gb: what they may take (GiB).
+        cache_gb: what each of the two caches may take (GiB).
         protocol: as the request asked for it; asked for zero-shot, a tested image that is trained on is refused.
         embedding_cache: where embeddings of frozen towers are kept; None keeps none. No part of what the run is.
     """
@@ -48,8 +48,8 @@ class Job:
     adapter: Path | None = None
     command: str = ""
     svd_cache: Path | None = None
-    svd_cache_gb: float = 20.0
     embedding_cache: Path | None = None
+    cache_gb: float = 20.0
     protocol: str | None = None
 
     def step(self, name: str) -> dict[str, Any] | None:
@@ -98,8 +98,8 @@ def jobs_of(
             plan.adapter,
             command,
             settings.svd_cache,
-            settings.cache_gb,
             settings.embedding_cache,
+            settings.cache_gb,
             plan.protocol,
         )
         for spec in plan.specs

@@ -6,7 +6,7 @@ the likelihoods of candidate answers. The counting is one small matrix product a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,11 @@ from medbench.adapters.layer import ExpertLoraLayer
 from medbench.adapters.log import RoutingLog, collected_use, uncollected
 from medbench.adapters.spectrum import segment_starts
 from medbench.backbones.vlm import Vlm
-from medbench.data.card import Card
 from medbench.data.item import Item
 from medbench.inference.predict import Prediction, Predictor
 from medbench.inference.zero_shot import ZeroShotPredictor
 from medbench.results.routes import LayerUse, Routes, Segments, TaskUse, merge_parts, write_routes
-from medbench.spec import DataSpec, Generation, MethodSpec
+from medbench.spec import DataSpec, MethodSpec
 
 if TYPE_CHECKING:
     from medbench.backbones.clip import Clip
@@ -82,22 +81,28 @@ def router_of(vlm: Vlm | Clip, method: MethodSpec) -> Router | None:
     return Router(log, config.num_experts, config.router, config.top_k, segments)
 
 
-class RoutedPredictor(Predictor):
-    """A predictor that also counts; `use` is what the last chunk's questions used."""
+class _Counting:
+    """Counts while another class answers: comes first among the bases; `use` is what the last chunk's items used."""
 
     use: TaskUse
 
-    def __init__(self, vlm: Vlm, card: Card, generation: Generation, log: RoutingLog, split: str):
-        """Args: as for `Predictor`; what the model's routers write to; the split that is answered."""
-        super().__init__(vlm, card, generation)
+    def __init__(self, log: RoutingLog, split: str, *args: Any):
+        """Args: what the model's routers write to; the split that is answered; as for the class that answers."""
+        super().__init__(*args)
         self.log, self.split = log, split
 
     def predict(self, items: Sequence[Item], step: Callable[[int], None]) -> list[Prediction]:
-        """As `Predictor.predict`."""
+        """As the class that answers."""
         with collected_use(self.log) as use:
-            rows = super().predict(items, step)
-        self.use = _task_use(self.split, len(items), use)
+            rows: list[Prediction] = super().predict(items, step)  # type: ignore[misc]
+        layers = {layer: _plain(found.tokens, found.slots, found.mass) for (layer, _), found in use.items()}
+        tokens = next(reversed(layers.values())).tokens if layers else 0
+        self.use = TaskUse(self.split, len(items), tokens, layers)
         return rows
+
+
+class RoutedPredictor(_Counting, Predictor):
+    """A predictor that also counts the tokens of its prompts."""
 
     def loglikelihoods(self, *args: Any) -> list[list[float]]:
         """As `Predictor.loglikelihoods`."""
@@ -105,31 +110,8 @@ class RoutedPredictor(Predictor):
             return super().loglikelihoods(*args)
 
 
-class RoutedZeroShot(ZeroShotPredictor):
-    """A classifier that also counts, the patches (and class tokens) of every image; `use` is what the last chunk used.
-
-    The prompts are embedded before, and do not count.
-    """
-
-    use: TaskUse
-
-    def __init__(self, log: RoutingLog, split: str, *args: Any, **kwargs: Any):
-        """Args: what the model's routers write to; the split that is tested; as for `ZeroShotPredictor`."""
-        super().__init__(*args, **kwargs)
-        self.log, self.split = log, split
-
-    def predict(self, items: Sequence[Item], step: Callable[[int], None]) -> list[Prediction]:
-        """As `ZeroShotPredictor.predict`."""
-        with collected_use(self.log) as use:
-            rows = super().predict(items, step)
-        self.use = _task_use(self.split, len(items), use)
-        return rows
-
-
-def _task_use(split: str, items: int, use: Mapping[Any, Any]) -> TaskUse:
-    layers = {layer: _plain(found.tokens, found.slots, found.mass) for (layer, _), found in use.items()}
-    tokens = next(reversed(layers.values())).tokens if layers else 0
-    return TaskUse(split, items, tokens, layers)
+class RoutedZeroShot(_Counting, ZeroShotPredictor):
+    """A classifier that also counts the patches (and class tokens) of its images; prompts are embedded before."""
 
 
 def _plain(tokens: torch.Tensor, slots: torch.Tensor, mass: torch.Tensor) -> LayerUse:

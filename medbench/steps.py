@@ -113,7 +113,7 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
     model = runner.load(job, torch.float32 if whole else work.dtype, work.device)
     model.blind = spec.blind == "train"
     total = sum(p.numel() for p in model.model.parameters())
-    with decomposition_cache(job.svd_cache, int(job.svd_cache_gb * GIB)):
+    with decomposition_cache(job.svd_cache, int(job.cache_gb * GIB)):
         attach(model, spec.method, spec.seed)
     trainable = trainable_parameters(model)
     if trainable != spec.budget.trainable:

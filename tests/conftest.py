@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -113,6 +114,17 @@ def make_toy(base: Path, train: int = 24, test: int = 12) -> Toy:
     card.parent.mkdir()
     card.write_text(yaml.safe_dump(content))
     return Toy(root, card)
+
+
+def second_task(toy: Toy) -> str:
+    """The card of a second task over the same images, with other answers."""
+    content: dict[str, Any] = toy.card_content()
+    content["task"] = "other"
+    content["metadata"]["layouts"] = {"vqa_rad_json": {"files": {"train": "other.json", "test": "test.json"}}}
+    toy.write("other", [{**record, "answer": "blue"} for record in toy.records("train")])
+    card = Toy(toy.root, toy.card.with_name("other.yaml"))
+    card.write_card(content)
+    return str(card.card)
 
 
 @pytest.fixture

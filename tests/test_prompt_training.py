@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_clip_common import KINDS, build, loaded
-from test_zero_shot_common import card_at, draw_set, items_of
+from test_clip_common import KINDS
+from test_zero_shot_common import card_at, clip_of, draw_set, items_of, written
 from torch.nn import functional as F
 
 from medbench.backbones.adapt import attach, penalty_of
 from medbench.backbones.clip import Clip
-from medbench.backbones.registry import get_backbone
 from medbench.inference.zero_shot import class_weights
 from medbench.spec import MethodSpec
 from medbench.training.augment import Augmentation
@@ -26,14 +25,11 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("backbones")
-    for kind in KINDS:
-        build(kind, base / kind)
-    return base
+    return written(tmp_path_factory.mktemp("backbones"))
 
 
 def adapted(folders: Path, kind: str, targets: str = "vision") -> Clip:
-    clip = loaded(get_backbone(str(folders / kind / "mine.yaml" if kind == "dual" else folders / kind)))
+    clip = clip_of(folders, kind)
     torch.manual_seed(0)
     attach(clip, MethodSpec("lora", "lora", {"targets": targets, "alpha_over_r": 2.0, "dropout": 0.0, "r": 4}), 0)
     return clip
@@ -119,7 +115,7 @@ def test_augmentation_is_drawn_from_the_position(folders: Path, card: Path) -> N
 
 
 def test_the_balance_loss_of_the_images_is_left_to_be_taken(folders: Path, card: Path) -> None:
-    clip = loaded(get_backbone(str(folders / "native")))
+    clip = clip_of(folders, "native")
     torch.manual_seed(0)
     settings = {"targets": "vision", "r": 8, "num_experts": 4, "top_k": 2, "eta": 1.0, "balance_coefficient": 1.0}
     method = MethodSpec("spectral_moe", "expert_lora", settings)

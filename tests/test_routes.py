@@ -51,7 +51,7 @@ def double(tiny: Path, method: MethodSpec) -> Vlm:
 def counted(vlm: Vlm, method: MethodSpec, small: Toy, items: Sequence[Item], size: int, cached: bool = True) -> TaskUse:
     router = router_of(vlm, method)
     assert router is not None
-    predictor = RoutedPredictor(vlm, Catalog().task(str(small.card)), Generation(size, 4), router.log, "test")
+    predictor = RoutedPredictor(router.log, "test", vlm, Catalog().task(str(small.card)), Generation(size, 4))
     predictor.features.cached = cached
     rows = predictor.predict(items, lambda count: None)
     plain = Predictor(vlm, Catalog().task(str(small.card)), Generation(size, 4))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Toy, make_toy
+from conftest import Toy, make_toy, second_task
 from test_run_common import do, items_of
 
 import medbench.runners.vlm
@@ -21,14 +21,7 @@ def mine(tmp_path: Path) -> Toy:
 
 @pytest.fixture
 def second(mine: Toy) -> str:
-    """The card of a second task over the same images, with other answers."""
-    content: Any = mine.card_content()
-    content["task"] = "other"
-    content["metadata"]["layouts"] = {"vqa_rad_json": {"files": {"train": "other.json", "test": "test.json"}}}
-    mine.write("other", [{**record, "answer": "blue"} for record in mine.records("train")])
-    card = Toy(mine.root, mine.card.with_name("other.yaml"))
-    card.write_card(content)
-    return str(card.card)
+    return second_task(mine)
 
 
 @pytest.fixture

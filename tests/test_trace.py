@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Toy, make_toy
+from conftest import Toy, make_toy, second_task
 from hypothesis import given
 from hypothesis import strategies as st
 from test_clip_common import build
@@ -41,14 +41,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 @pytest.fixture(scope="module")
 def second(mine: Toy) -> str:
-    """The card of a second task over the same images, with other answers."""
-    content: Any = mine.card_content()
-    content["task"] = "other"
-    content["metadata"]["layouts"] = {"vqa_rad_json": {"files": {"train": "other.json", "test": "test.json"}}}
-    mine.write("other", [{**record, "answer": "blue"} for record in mine.records("train")])
-    card = Toy(mine.root, mine.card.with_name("other.yaml"))
-    card.write_card(content)
-    return str(card.card)
+    return second_task(mine)
 
 
 def sequence(mine: Toy, second: str, tiny: Path, out: Path, method: str = "lora", **more: Any) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from test_clip_common import CPU, build, loaded
-from test_zero_shot_common import card_at, draw_set, items_of
+from test_clip_common import CPU, KINDS
+from test_zero_shot_common import card_at, clip_of, draw_set, items_of, written
 
 from medbench.backbones.clip import Clip, load_clip
 from medbench.backbones.registry import get_backbone
@@ -19,7 +19,6 @@ from medbench.errors import WorkError
 from medbench.inference.embeddings import EmbeddingStore
 from medbench.inference.zero_shot import ImageEmbedder, ZeroShotPredictor, class_weights, store_namespace
 
-KINDS = ("native", "biomed", "dual")
 GIB = 2**30
 
 
@@ -30,14 +29,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("backbones")
-    for kind in KINDS:
-        build(kind, base / kind)
-    return base
-
-
-def clip_of(folders: Path, kind: str) -> Clip:
-    return loaded(get_backbone(str(folders / kind / "mine.yaml" if kind == "dual" else folders / kind)))
+    return written(tmp_path_factory.mktemp("backbones"))
 
 
 def predicted(clip: Clip, card: Path, batch: int = 4, store: EmbeddingStore | None = None, single: bool = False):

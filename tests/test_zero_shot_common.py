@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+from test_clip_common import KINDS, build, loaded
 from test_run_common import jobs_of
 
+from medbench.backbones.clip import Clip
+from medbench.backbones.registry import get_backbone
 from medbench.catalog import Catalog
 from medbench.data.card import Card
 from medbench.data.item import Item
@@ -84,3 +87,14 @@ def do(card: Path, backbone: Path | str, out: Path, method: str = "lora", **more
     """Does one run and returns its folder."""
     (folder,) = run_all(jobs_of(asked(card, backbone, method, **more), out), lambda text: None)
     return folder
+
+
+def written(base: Path) -> Path:
+    """A folder with a small backbone of each kind."""
+    for kind in KINDS:
+        build(kind, base / kind)
+    return base
+
+
+def clip_of(folders: Path, kind: str) -> Clip:
+    return loaded(get_backbone(str(folders / kind / "mine.yaml" if kind == "dual" else folders / kind)))

@@ -59,7 +59,7 @@ def _store(job: Job, model: Clip, tower: str) -> EmbeddingStore | None:
     if job.embedding_cache is None or job.spec.method.tuner == "full" or tower in _adapted(model):
         return None
     name = store_namespace(model, job.spec.backbone.weights, job.spec.dtype, tower)
-    return EmbeddingStore(job.embedding_cache, name, int(job.svd_cache_gb * 2**30))
+    return EmbeddingStore(job.embedding_cache, name, int(job.cache_gb * 2**30))
 
 
 def _adapted(model: Clip) -> set[str]:

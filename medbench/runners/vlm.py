@@ -35,4 +35,4 @@ def answers(job: Job, model: Vlm, test: DataSpec, router: Router | None) -> Pred
     card, generation = job.cards[test.task], job.spec.generation
     if router is None:
         return Predictor(model, card, generation)
-    return RoutedPredictor(model, card, generation, router.log, test.split)
+    return RoutedPredictor(router.log, test.split, model, card, generation)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medbench.data.item import FileImage
 from medbench.data.readers import Row, utf8
 from medbench.data.readers.studies import png
 from medbench.errors import WorkError
@@ -26,16 +27,8 @@ SUMMARY = "data_summary.csv"
 
 
 @dataclass(frozen=True, slots=True)
-class NpzImage:
+class NpzImage(FileImage):
     """The array `slo_fundus` of a subject's file, as a PNG."""
-
-    key: str
-    path: Path
-
-    @property
-    def place(self) -> str:
-        """The path."""
-        return str(self.path)
 
     def read(self) -> bytes:
         """The PNG.

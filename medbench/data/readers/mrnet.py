@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medbench.data.item import FileImage
 from medbench.data.readers import Row, image_field
 from medbench.data.readers.json_rows import missing, packed, read_bytes
 from medbench.data.readers.studies import png
@@ -24,17 +25,10 @@ PARTS = {"train": "train", "test": "valid"}
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesImage:
+class SeriesImage(FileImage):
     """Slices of a series as one picture."""
 
-    key: str
-    path: Path
     fractions: tuple[float, ...]
-
-    @property
-    def place(self) -> str:
-        """The path."""
-        return str(self.path)
 
     def read(self) -> bytes:
         """The PNG; only the slices are read.
