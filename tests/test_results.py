@@ -72,3 +72,9 @@ def test_a_table_beside_its_runs_is_as_generated(folder: Path, cli: Cli) -> None
     done = cli("table", folder, *BESIDE[folder])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (folder / "table.md").read_text(encoding="utf-8")
+
+
+def test_the_verdicts_beside_the_ablation_are_as_judged(cli: Cli) -> None:
+    done = cli("claims", MEASURED, "--table", "T3", "--scale", "nano")
+    assert done.returncode == 0
+    assert done.stdout == (MEASURED / "ablation" / "claims.md").read_text(encoding="utf-8")
