@@ -115,6 +115,10 @@ def run(
             "method none, which is not trained: as test). Then `table --blind`."
         ),
     ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option(help="Also test before training and at every epoch, or stage: trace.parquet, and in the record."),
+    ] = None,
     report_to: Annotated[str, typer.Option(help="Experiment trackers, as transformers names them.")] = "",
     data_root: DataRoot = None,
     out: Out = DEFAULT_OUT,
@@ -152,6 +156,7 @@ def run(
         adapter=adapter,
         data_root=root,
         blind=None if blind is None else choice("--blind", blind, ("train", "test")),
+        trace=None if trace is None else choice("--trace", trace, ("epoch", "stage")),
     )
     plan = resolve(request, catalog)
     if dry_run:

@@ -28,7 +28,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a grid cell by cell, print its table and draw its axes.
+    """Run a grid cell by cell, print its table and draw its axes, and the courses of traced runs.
 
     Finished runs are not done again, so the same command goes on after an interruption. A cell that fails is reported
     and does not stop the others; then the exit code is 1.
@@ -58,11 +58,13 @@ def sweep(
 def _report(found: Sweep, jobs: dict[str, Job], failed: dict[str, str], plots: Path, shape: Any, as_json: bool) -> None:
     from medbench.results.axis_plots import plot_grid
     from medbench.results.axis_table import figures, render_cells, tested_metrics
+    from medbench.results.course_plots import courses, plot_courses
     from medbench.sweep_report import report_json
 
     cells = [(cell.point, cell.specs) for cell in found.cells]
     folders = {identity: job.folder for identity, job in jobs.items()}
-    measured = figures(cells, folders, tested_metrics(found.grid.plot.metric))
+    metrics = tested_metrics(found.grid.plot.metric)
+    measured = figures(cells, folders, metrics)
     backbones = list(dict.fromkeys(job.backbone.name for job in jobs.values()))
     seeds = ", ".join(map(str, found.seeds))
     mean = f"mean over seeds {seeds}" if len(found.seeds) > 1 else f"seed {seeds}"
@@ -70,6 +72,8 @@ def _report(found: Sweep, jobs: dict[str, Job], failed: dict[str, str], plots: P
     files, notes = plot_grid(found.grid, measured, plots, about) if measured else ([], [])
     for line in notes:
         note(line)
+    if traced := courses(cells, folders, metrics):
+        files += plot_courses(traced, plots, f"{found.grid.name}-courses", about)
     if as_json:
         print_json(report_json(found, failed, measured, files))
     elif measured:

@@ -61,6 +61,7 @@ class Fields(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     on_bad_item: Literal["fail", "skip"] = "fail"
     blind: Literal["train", "test"] | None = None
+    trace: Literal["epoch", "stage"] | None = None
     set: dict[str, Any] = {}
 
 

@@ -51,8 +51,9 @@ def test_every_table_and_scale_is_priced_without_data(table: str, scale: str) ->
     assert all(run["steps"] is None or run["steps"] > 0 or run["method"] == "none" for run in about["runs"])
     assert all(run["flops"] > 0 for run in about["runs"])
     backbones = {run["backbone"] for run in about["runs"]}
-    expected = {"full": "biomedclip" if table == "T2" else "qwen2.5-vl-7b"}.get(scale)
-    assert backbones == {expected or ("nano-clip" if table == "T2" else "nano-vl")}
+    generative, dual = ("qwen2.5-vl-7b", "biomedclip") if scale == "full" else ("nano-vl", "nano-clip")
+    both = {generative, dual} if (table, scale) == ("T5", "nano") else {generative}
+    assert backbones == ({dual} if table == "T2" else both)
     assert json.loads(json.dumps(about)) == about
 
 
@@ -291,7 +292,7 @@ def test_what_has_no_data_here_is_left_out_and_the_rest_is_done(
     monkeypatch.setattr("medbench.sweep.run", lambda job: asked.add(tuple(job.spec.tasks)))
     lacking, failed = reproducing.reproduce(found, lambda line: None)
     assert failed == {}
-    assert len(lacking) == 30  # two sequences of six runs and eighteen of interference, all on real sets
+    assert len(lacking) == 36  # three sequences of six runs and eighteen of interference, all on real sets
     assert all("pass --data-root" in why for why in lacking.values())
     assert {task.split("_")[0] for tasks in asked for task in tasks} == {"phantom"}
     real = replace(found, jobs={key: job for key, job in found.jobs.items() if key in lacking})

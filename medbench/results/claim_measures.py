@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -11,8 +10,10 @@ import numpy as np
 
 from medbench.errors import RequestError, did_you_mean
 from medbench.results.arms import Arm, Paired, Scores
+from medbench.results.claim_nearness import answer_distance, course_distance, loss_distance
 from medbench.results.claim_place import Workplace
-from medbench.results.claim_schema import Claim, Gap, Line, Rows
+from medbench.results.claim_rows import Measured, common_tasks, fitting, usable
+from medbench.results.claim_schema import Claim, Line
 from medbench.results.forgetting import read_forgetting
 from medbench.results.interference import read_interference
 from medbench.results.route_summary import consistency, layer_name, task_shares
@@ -22,32 +23,6 @@ from medbench.scoring.contrasts import Contrast, Term
 from medbench.scoring.permutation import holm
 from medbench.scoring.weighted import Array
 from medbench.studies import Study
-
-#: Parts of a training whose losses stand and fall together in a test.
-_BLOCKS = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """A line before it is judged.
-
-    Attributes:
-        name: of the line.
-        contrast: what is claimed to be above zero; None without runs.
-        seeds: that it is over.
-        unit: `points`, `nats` or `distance`.
-        gap: what is published of it.
-        lacking: why it cannot be judged.
-        p: where it is not that of the contrast alone.
-    """
-
-    name: str
-    contrast: Contrast | None = None
-    seeds: tuple[int, ...] = ()
-    unit: str = "points"
-    gap: Gap | None = None
-    lacking: str | None = None
-    p: float | None = None
 
 
 def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
@@ -69,8 +44,9 @@ def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
     of_kind: dict[str, Callable[[Claim, Line, list[Arm], Scores], Measured]] = {
         "difference": _difference,
         "best": _difference,
-        "curve": _curve,
-        "answers": _answers,
+        "curve": loss_distance,
+        "answers": answer_distance,
+        "course": course_distance,
         "routing": _routing,
     }
     return [of_kind[claim.kind](claim, line, arms, scores) for line in _lines(claim, arms)]
@@ -79,41 +55,16 @@ def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
 def _lines(claim: Claim, arms: Sequence[Arm]) -> Sequence[Line]:
     if claim.kind != "best":
         return claim.lines
-    first = _fitting(claim, arms, claim.first)
+    first = fitting(claim, arms, claim.first)
     others = [arm for arm in arms if arm not in first]
     return [Line(name=f"over {arm.name}", higher=claim.first, lower=arm.point) for arm in others]
 
 
-def _fitting(claim: Claim, arms: Sequence[Arm], rows: Rows) -> list[Arm]:
-    found = [arm for arm in arms if arm.fits(rows)]
-    if not found:
-        raise RequestError(f"claim {claim.id}: no row of its grids has {claim.among | rows}")
-    return found
-
-
-def _common_tasks(arms: Sequence[Arm]) -> list[str]:
-    return [task for task in arms[0].runs if all(task in arm.runs for arm in arms)]
-
-
-def _usable(
-    claim: Claim, arms: Sequence[Arm], scores: Scores, tasks: Sequence[str]
-) -> tuple[tuple[int, ...], str | None]:
-    """The seeds that all rows have finished, and why there is no verdict with them, where there is none."""
-    without = [arm.name for arm in arms if any(not scores.tables(arm, task) for task in tasks)]
-    if without or not tasks:
-        return (), f"not run, or not finished: {', '.join(dict.fromkeys(without)) or 'no task in common'}"
-    seeds = scores.seeds(arms, tasks)
-    if not seeds:
-        return (), "no seed that all of its rows have finished"
-    enough = None if len(seeds) >= claim.seeds else f"{len(seeds)} of at least {claim.seeds} seeds"
-    return seeds, enough
-
-
 def _difference(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
-    terms = [(term.weight, _fitting(claim, arms, term.rows)) for term in line.terms]
+    terms = [(term.weight, fitting(claim, arms, term.rows)) for term in line.terms]
     named = [arm for _, own in terms for arm in own]
-    tasks = _common_tasks(named)
-    seeds, lacking = _usable(claim, named, scores, tasks)
+    tasks = common_tasks(named)
+    seeds, lacking = usable(claim, named, scores, tasks)
     if not seeds:
         return Measured(line.name, gap=line.published, lacking=lacking)
     contrast = Paired(scores, dict.fromkeys(tasks, claim.metrics), seeds).contrast(terms)
@@ -127,8 +78,8 @@ def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:
     smallest that beats each row, and of these the largest; where one row is ahead of all on all sets, the largest of
     its pairs.
     """
-    tasks = _common_tasks(arms)
-    seeds, lacking = _usable(claim, arms, scores, tasks)
+    tasks = common_tasks(arms)
+    seeds, lacking = usable(claim, arms, scores, tasks)
     if not seeds:
         return Measured(claim.id, lacking=lacking)
     pairs: list[tuple[int, int, Contrast]] = []
@@ -152,59 +103,6 @@ def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:
         worst = max(own for _, own, _ in less[least])
     name = f"least regret: {arms[least].name}"
     return Measured(name, regrets[least][2], seeds, lacking=lacking, p=worst)
-
-
-def _nearer(claim: Claim, line: Line, arms: list[Arm]) -> tuple[Arm, Arm, Arm]:
-    """The row that is claimed to be nearer, the other, and the reference."""
-    return (
-        _fitting(claim, arms, line.higher)[0],
-        _fitting(claim, arms, line.lower)[0],
-        _fitting(claim, arms, claim.reference)[0],
-    )
-
-
-def _curve(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
-    """The other row's distance to the reference's loss less this one's, step by step."""
-    three = _nearer(claim, line, arms)
-    tasks = _common_tasks(three)
-    seeds, lacking = _usable(claim, three, scores, tasks)
-    if not seeds:
-        return Measured(line.name, unit="nats", lacking=lacking)
-    terms = []
-    for task in tasks:
-        curves = [{seed: _losses(record) for seed, record in scores.records(arm, task).items()} for arm in three]
-        steps = [tuple(curve[seed]) for curve in curves for seed in seeds]
-        if len(set(steps)) != 1 or not steps[0]:
-            return Measured(line.name, unit="nats", lacking="losses were not written at the same steps")
-        near, far, reference = (np.array([list(curve[seed].values()) for seed in seeds]) for curve in curves)
-        blocks = np.arange(len(steps[0])) * _BLOCKS // len(steps[0])
-        values: Array = np.abs(far - reference) - np.abs(near - reference)
-        terms.append(Term(task, 1 / len(tasks), values, blocks.astype(str)))
-    return Measured(line.name, Contrast(tuple(terms)), seeds, "nats", lacking=lacking)
-
-
-def _losses(record: dict) -> dict[tuple[int, float], float]:  # type: ignore[type-arg]
-    """(stage, step) -> loss."""
-    stages = record["training"].get("stages", [])
-    return {(n, entry["step"]): entry["loss"] for n, stage in enumerate(stages) for entry in stage["losses"]}
-
-
-def _answers(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
-    """The other row's distance to the reference's scores less this one's, item by item."""
-    three = _nearer(claim, line, arms)
-    tasks = _common_tasks(three)
-    seeds, lacking = _usable(claim, three, scores, tasks)
-    if not seeds:
-        return Measured(line.name, lacking=lacking)
-    paired = Paired(scores, dict.fromkeys(tasks, claim.metrics), seeds)
-    terms = []
-    for task in tasks:
-        near, far, reference = (paired.values(arm, task) for arm in three)
-        for cell, values in reference.items():
-            apart: Array = np.abs(far[cell] - values) - np.abs(near[cell] - values)
-            weight = 1 / len(tasks) / len(reference)
-            terms.append(Term(task, weight, apart, paired.items.clusters[cell]))
-    return Measured(line.name, Contrast(tuple(terms)), seeds, lacking=lacking)
 
 
 def _of_studies(place: Workplace, table: str, claim: Claim) -> list[Measured]:
@@ -253,14 +151,14 @@ def _scope(items: Items) -> Scope:
 
 def _routing(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
     """How much farther expert use lies apart on `against` (or of the other row) than on the shifted tasks, by layer."""
-    near = _fitting(claim, arms, line.higher)[0]
-    far = near if line.against else _fitting(claim, arms, line.lower)[0]
+    near = fitting(claim, arms, line.higher)[0]
+    far = near if line.against else fitting(claim, arms, line.lower)[0]
     clean = near.spec.trained_tasks[0]
     shifted = [task for task in line.tasks if task in near.runs and task in far.runs]
     others = [task for task in line.against if task in near.runs] if line.against else shifted
     if not shifted or not others:
         raise RequestError(f"claim {claim.id}: line {line.name!r}: its grids test none of its tasks")
-    seeds, lacking = _usable(claim, [near, far], scores, [clean, *shifted, *others])
+    seeds, lacking = usable(claim, [near, far], scores, [clean, *shifted, *others])
     if not seeds:
         return Measured(line.name, unit="distance", lacking=lacking)
     try:

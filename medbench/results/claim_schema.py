@@ -18,9 +18,10 @@ from medbench.reproduce_plan import Scale
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Rows = dict[str, Any]
 #: `difference`: a weighted sum of rows; `best`: a row against each other one; `no_best`: no row is best on every set;
-#: `curve`: losses in training nearer to a reference; `answers`: scores of items nearer to a reference's;
+#: `curve`: losses in training nearer to a reference; `answers`: scores of items nearer to a reference's; `course`: the
+#: same at every point of traced runs;
 #: `forgetting`, `interference`: studies; `routing`: use of experts on shifted data.
-Kind = Literal["difference", "best", "no_best", "curve", "answers", "forgetting", "interference", "routing"]
+Kind = Literal["difference", "best", "no_best", "curve", "answers", "course", "forgetting", "interference", "routing"]
 
 
 class Gap(BaseModel):
@@ -46,7 +47,7 @@ class Line(BaseModel):
 
     Attributes:
         name: in a table.
-        higher, lower: the rows of which the first are claimed to be higher (of `curve`, `answers`: nearer; of
+        higher, lower: the rows of which the first are claimed to be higher (of `curve`, `answers`, `course`: nearer; of
             `forgetting`: to forget less; of `interference`: to lose less to the others).
         sum: instead, a sum of rows whose weights add up to zero.
         tasks: of `routing`, the shifted tasks.
@@ -86,8 +87,8 @@ class Claim(BaseModel):
         kind: how it is tested.
         runs: scale -> grids that have its rows; none for studies, which are those of the table.
         among: rows that all its lines are about.
-        first: of `best`: the row; of `curve`, `answers`: none.
-        reference: of `curve`, `answers`: the row that others come near to.
+        first: of `best`: the row; of the others: none.
+        reference: of `curve`, `answers`, `course`: the row that others come near to.
         metrics: means over items; the mean over them and the tasks is compared.
         seeds: with fewer there is no verdict.
         lines: the comparisons; of `best` and `no_best` they follow from the rows.
@@ -111,7 +112,7 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        needs = {"best": self.first, "curve": self.reference, "answers": self.reference}
+        needs = {"best": self.first, "curve": self.reference, "answers": self.reference, "course": self.reference}
         if self.kind in needs and not needs[self.kind]:
             raise ValueError(
                 f"claim {self.id}: kind {self.kind} needs {'first' if self.kind == 'best' else 'reference'}"

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from medbench.catalog import Catalog
 from medbench.errors import RequestError
-from medbench.results.claim_measures import Measured, measure
+from medbench.results.claim_measures import measure
 from medbench.results.claim_place import Workplace
+from medbench.results.claim_rows import Measured
 from medbench.results.claim_schema import Claim, Gap, claim_tables, load_claims
 from medbench.results.published import load_published
 from medbench.scoring.analytic import ALPHA, minimal_detectable_effect
