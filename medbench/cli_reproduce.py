@@ -130,7 +130,7 @@ def _report(
 
 def claims(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of run folders [default: results/runs].")] = None,
-    table: Annotated[str | None, typer.Option(help="Those of one table alone: T1, T3, T5 or T7.")] = None,
+    table: Annotated[str | None, typer.Option(help="Those of one table alone: T3, T5, T6 or T7.")] = None,
     scale: ScaleName = "nano",
     data_root: DataRoot = None,
     as_json: Json = False,
