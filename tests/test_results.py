@@ -11,6 +11,7 @@ from conftest import ROOT, Cli
 
 from medbench.results.record import read_record, read_scores, run_folders, task_figures
 from medbench.results.tables import build_table, render
+from medbench.results.traces import read_trace
 from medbench.scoring.stats import estimate_metrics
 from medbench.spec import load_spec
 
@@ -19,11 +20,11 @@ TABLES = [MEASURED, MEASURED / "methods"]
 #: Folders whose table lies beside them, and the words of the command that wrote it.
 BESIDE = {
     MEASURED / "ablation": (),
+    MEASURED / "segment_start": (),
     MEASURED / "classification": ("--paper", "T2", "--group", "real_cls"),
 }
-SELECTION = ROOT / "results" / "selection"
-COMMITTED = [*TABLES, *BESIDE, MEASURED / "segment_start", SELECTION, SELECTION / "classification"]
-FOLDERS = sorted(path.parent for place in COMMITTED for path in place.glob("*/spec.json"))
+FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("**/spec.json"))
+COMMITTED = sorted({folder.parent for folder in FOLDERS})
 
 
 def test_every_committed_run_is_complete() -> None:
@@ -44,7 +45,8 @@ def test_a_committed_run_is_what_its_name_says_and_holds_no_data(folder: Path) -
     scores = pd.read_parquet(folder / "scores.parquet")
     # Without an item's class no figure by class could be computed; of other kinds nothing of the data is needed.
     kept = {"gold"} if set(scores.get("kind", ())) == {"classification"} else set()
-    assert not ({"question", "gold", "answer", "image"} - kept) & set(scores.columns)
+    tables = [scores, *([read_trace(folder)] if spec.trace else [])]
+    assert not any(({"question", "gold", "answer", "image"} - kept) & set(table.columns) for table in tables)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name[:8])
@@ -74,7 +76,7 @@ def test_a_table_beside_its_runs_is_as_generated(folder: Path, cli: Cli) -> None
     assert done.stdout == (folder / "table.md").read_text(encoding="utf-8")
 
 
-def test_the_verdicts_beside_the_ablation_are_as_judged(cli: Cli) -> None:
-    done = cli("claims", MEASURED, "--table", "T3", "--scale", "nano")
+def test_the_verdicts_beside_the_runs_are_as_judged(cli: Cli) -> None:
+    done = cli("claims", MEASURED, "--scale", "nano")
     assert done.returncode == 0
-    assert done.stdout == (MEASURED / "ablation" / "claims.md").read_text(encoding="utf-8")
+    assert done.stdout == (MEASURED / "claims.md").read_text(encoding="utf-8")
