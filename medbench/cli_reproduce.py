@@ -131,19 +131,28 @@ def _report(
 def claims(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of run folders [default: results/runs].")] = None,
     table: Annotated[str | None, typer.Option(help="Those of one table alone: T3, T5, T6 or T7.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--claims", help="Claims of your own: a YAML as those in baselines/claims.")
+    ] = None,
     scale: ScaleName = "nano",
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated [default: those of the grids].")] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Say of each of the paper's claims whether finished runs support it, contradict it, or cannot tell.
 
-    With the effect, its interval, p (Holm's correction over the claims of a table), what would have been detected, and
-    how many items the published difference would need. Claims whose runs are not there name the command that does them.
+    With the effect, its interval, p of other images and of other seeds (Holm's correction over the claims of a table),
+    what would have been detected, and how many items the published difference would need. Claims whose runs are not
+    there name the command that does them.
     """
     from medbench.reproduce_plan import ReadOnce
     from medbench.results.claim_text import claims_json, render_claims
     from medbench.results.claims import judge_claims
 
+    if file and table:
+        raise RequestError("--claims is a file of its own: leave --table out")
     catalog = ReadOnce()
-    found = judge_claims(runs or [DEFAULT_OUT], scale, catalog, table, data_root or catalog.settings.data_root)
+    root = data_root or catalog.settings.data_root
+    asked = None if seeds is None else seed_list(seeds)
+    found = judge_claims(runs or [DEFAULT_OUT], scale, catalog, table, root, seeds=asked, file=file)
     print_json(claims_json(found)) if as_json else print(render_claims(found), end="")

@@ -196,13 +196,14 @@ def _costs(scores: Scores, arm: Arm) -> dict[int, dict[str, float]]:
     found = {}
     for seed, record in scores.records(arm, next(iter(arm.runs), "")).items():
         stage = record["training"]["stages"][-1]
+        done = stage["steps"] - (stage["resumed_from"] or 0)  # in the seconds that are counted
         memory = record["memory"]["fit"] or {}
         peak = next((memory[key] for key in ("device_bytes", "process_bytes") if memory.get(key)), np.nan)
         epochs = record["spec"]["stages"][-1]["training"]["epochs"]
         found[seed] = {
             "memory": peak / 2**30,
-            "step": stage["seconds"] / stage["steps"],
-            "epoch": stage["seconds"] / epochs / 60,
+            "step": stage["seconds"] / done if done else np.nan,
+            "epoch": stage["seconds"] / done * stage["steps"] / epochs / 60 if done else np.nan,
             "parameters": float(record["parameters"]["trainable"]),
             "params": record["parameters"]["percent"] / 100,
         }
@@ -230,16 +231,17 @@ def _t2(found: Reproduction, catalog: Catalog, published: Published, resamples: 
     for row in table.rows:
         name = ", ".join(part for part in (row.key.method, row.key.protocol, row.key.variant) if part)
         rows.append(name)
+        planned = 1 if row.key.method == "none" else max(len(part.sweep.seeds) for part in found.parts)
         for task in table.tasks:
             if (filled := row.cells.get(task)) is not None:
-                about = (filled.cell.estimate, list(filled.group), len(filled.group), filled.cell.seed_sd)
+                about = (filled.cell.estimate, list(filled.group), planned, filled.cell.seed_sd)
                 entries[name, task] = Entry.of(*about)
             else:
                 entries[name, task] = Entry(None, reason="not run, or not finished")
         reason = f"without {', '.join(row.missing)}"
         mean = Entry(None, reason=reason)
         if row.average is not None:
-            mean = Entry.of(row.average, range(max(row.seeds)), max(row.seeds), row.average_sd)
+            mean = Entry.of(row.average, range(max(row.seeds)), planned, row.average_sd)
         entries[name, AVERAGE] = mean
     lines = [f"\n{found.plan.note}\n"] if found.plan.note else []
     left = len(found.jobs) - len(found.finished)

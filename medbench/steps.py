@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -130,7 +130,9 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
         title = f"fit {spec.method.name} seed {spec.seed}" + (f" stage {number + 1}" if len(marks) > 1 else "")
         with progress_bar(title) as advance:
             callbacks = [tracer.callback(model, number + 1)] if tracer else []
-            results.append(_fit_stage(job, work, data, model, stage, number, runtime, advance, callbacks))
+            traced = tracer.seconds if tracer else 0.0
+            result = _fit_stage(job, work, data, model, stage, number, runtime, advance, callbacks)
+            results.append(replace(result, seconds=result.seconds - (tracer.seconds - traced if tracer else 0.0)))
         if work.is_first and len(marks) > 1:
             save_trained(model.model, marks[number])
         work.wait()
@@ -141,7 +143,7 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
             {
                 "stages": [asdict(result) for result in results],
                 "stages_done_before": done,
-                "seconds": sum(result.seconds for result in results) - (tracer.seconds if tracer else 0),
+                "seconds": sum(result.seconds for result in results),
                 **({"trace_seconds": tracer.seconds} if tracer else {}),
                 "parameters": {"trainable": trainable, "total": total},
                 "weights": {

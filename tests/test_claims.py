@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Cli
+from scipy.stats import t as student
 from test_reproduce_common import CATALOG, grid_specs, planned, sweep_of, write_runs
 
 from medbench.errors import RequestError, WorkError
 from medbench.results import claim_place
+from medbench.results.claim_rows import Measured
 from medbench.results.claim_schema import Claim, ClaimFile, Line, claim_tables, load_claims
 from medbench.results.claim_text import render_claims
-from medbench.results.claims import ClaimVerdict, judge_claims, needed_items, overall
+from medbench.results.claims import ClaimVerdict, judge, judge_claims, needed_items, overall
 from medbench.results.published import load_published
 from medbench.results.routes import LayerUse, Routes, TaskUse, write_routes
+from medbench.scoring.contrasts import Contrast, Term
 from medbench.scoring.permutation import holm
 from medbench.spec import RunSpec
+from medbench.sweep import plan_sweep
 
 FEW = 100
 ISSUE = {  # every claim that the project set out to judge
@@ -41,7 +48,7 @@ ISSUE = {  # every claim that the project set out to judge
 @pytest.fixture(autouse=True)
 def resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grids and tables are resolved once for all tests."""
-    monkeypatch.setattr(claim_place, "plan_sweep", lambda grid, catalog, root: sweep_of(grid.name))
+    monkeypatch.setattr(claim_place, "plan_sweep", lambda grid, catalog, root, seeds: sweep_of(grid.name))
 
 
 def judged(place: Path, table: str, scale: str = "nano") -> dict[str, ClaimVerdict]:
@@ -153,11 +160,52 @@ def test_the_number_of_items_that_a_published_gap_needs(found: dict[str, ClaimVe
     assert line.gap == pytest.approx(0.009)  # 68.2 less 67.3
     assert line.effect is not None
     assert line.detectable is not None
-    assert line.needed == needed_items(line.effect.n, line.detectable, line.gap)
-    # Twice the gap, a quarter of the items; as many items as there are where the gap is what they detect.
-    assert needed_items(1000, 0.04, 0.02) == 4000 == needed_items(1000, 0.04, 0.04) * 4
+    assert line.needed is not None and line.needed > line.effect.n * (line.detectable / line.gap) ** 2 / 4
+    z = NormalDist().inv_cdf(1 - 0.05 / 2) + NormalDist().inv_cdf(0.8)
+    assert needed_items(1000, 0.01, 0.0, 0.02) == pytest.approx(1000 * (z * 0.01 / 0.02) ** 2, abs=1)
+    # Half the gap, four times the items; a correction for more lines needs more; items do not mend what the seeds make.
+    assert needed_items(1000, 0.01, 0.0, 0.01) == pytest.approx(4 * needed_items(1000, 0.01, 0.0, 0.02), abs=4)
+    assert needed_items(1000, 0.01, 0.0, 0.02, 0.005) > needed_items(1000, 0.01, 0.0, 0.02)
+    assert needed_items(1000, 0.01, 0.004, 0.02) > needed_items(1000, 0.01, 0.0, 0.02)
+    assert needed_items(1000, 0.01, 0.01, 0.02) == math.inf
     with pytest.raises(RequestError, match="gap of zero"):
-        needed_items(1000, 0.04, 0.0)
+        needed_items(1000, 0.04, 0.0, 0.0)
+
+
+def difference(by_seed: list[float], items: int = 60) -> Measured:
+    """A line whose items all have the same difference, another one with each seed."""
+    values = np.repeat(np.array(by_seed)[:, None], items, axis=1)
+    contrast = Contrast((Term("t", 1.0, values, np.arange(items).astype(str)),))
+    return Measured("line", contrast, tuple(range(len(by_seed))))
+
+
+def test_what_other_seeds_could_have_made_is_no_verdict() -> None:
+    steady, shaky = judge([difference([0.10, 0.11])])[0], judge([difference([0.20, 0.01])])[0]
+    assert steady.p == shaky.p == pytest.approx(1e-4, abs=1e-4)  # the same images say so
+    assert (steady.verdict, shaky.verdict) == ("supported", "not separable")
+    # A t test with one degree of freedom; the deviation between two seeds is their distance over the root of two.
+    assert shaky.p_seeds == pytest.approx(2 * student.sf(0.105 / (0.19 / math.sqrt(2) / math.sqrt(2)), 1))
+    # Beside a line whose seeds agree, half of its variance and two degrees of freedom.
+    pooled = judge([difference([0.20, 0.01]), difference([0.1, 0.1])])[0]
+    assert pooled.p_seeds == pytest.approx(2 * student.sf(0.105 / (0.19 / 2 / math.sqrt(2)), 2))
+
+
+def test_lines_that_are_not_run_count_for_the_correction_and_those_shown_alone_do_not() -> None:
+    missing = [Measured("m", lacking="not run")] * 9
+    alone = judge([difference([0.10, 0.11])])[0]
+    beside = judge([difference([0.10, 0.11]), *missing])[0]
+    assert alone.p_holm is not None and beside.p_holm == pytest.approx(10 * alone.p_holm)
+    shown = replace(difference([0.3, 0.3]), judged=False)
+    found = judge([difference([0.10, 0.11]), shown])
+    assert [line.verdict for line in found] == ["supported", "shown alone"]
+    assert found[1].p is None and found[1].effect is not None
+
+
+def test_too_few_clusters_cannot_be_tested_and_nothing_is_called_detectable() -> None:
+    (line,) = judge([difference([0.3, 0.3], items=5)])
+    assert (line.verdict, line.detectable) == ("cannot be tested", None)
+    assert "5 parts" in str(line.reason)
+    assert judge([difference([0.3, 0.3], items=6)])[0].verdict == "supported"
 
 
 def segments(table: dict[str, list[float]]) -> Any:
@@ -168,7 +216,7 @@ def segments(table: dict[str, list[float]]) -> Any:
 @pytest.mark.parametrize(
     ("table", "verdict"),
     [
-        ({"slake": [0.2, 0, 0, 0, -0.2], "vqa_rad": [-0.2, 0, 0, 0, 0.2]}, "supported"),
+        ({"slake": [0.4, 0, 0, 0, -0.4], "vqa_rad": [-0.4, 0, 0, 0, 0.4]}, "supported"),
         ({"slake": [0.3, 0, 0, 0, 0], "vqa_rad": [0.3, 0, 0, 0, 0]}, "contradicted"),
         ({"slake": [0.0] * 5, "vqa_rad": [0.0] * 5}, "not separable"),
         # The first is beaten by none that can be told from it, though it is best on one set alone.
@@ -177,6 +225,8 @@ def segments(table: dict[str, list[float]]) -> Any:
 )
 def test_whether_a_segment_is_best_everywhere(tmp_path: Path, table: dict[str, list[float]], verdict: str) -> None:
     write_runs(tmp_path, grid_specs("segment_start"), segments(table))
+    # The deviation between two seeds of a single line is too little to go by: with the table's other lines.
+    write_runs(tmp_path, grid_specs("nano_T7_experts"), lambda spec, task: 0.1 * (spec.method.adapter["top_k"] == 2))
     assert judged(tmp_path, "T7")["no_segment_is_best_everywhere"].verdict == verdict
 
 
@@ -196,7 +246,7 @@ def test_the_best_row_and_the_saturation_of_the_rank(tmp_path: Path) -> None:
     assert verdicts == {
         "64 over 8": "supported",
         "gain to 64 over gain to 128": "supported",
-        "128 over 64": "not separable",
+        "128 over 64": "shown alone",
     }
     gain = found["rank_saturates"].lines[2]
     assert (gain.gap, gain.needed) == (pytest.approx(0.003), None)  # answers that do not differ detect nothing
@@ -242,25 +292,27 @@ def test_a_course_is_the_mean_over_the_points_of_the_trace(tmp_path: Path) -> No
     assert {line.verdict for line in again} == {"no runs"} and "same points" in str(again[0].reason)
 
 
-def routed(experts: list[int]) -> TaskUse:
+def routed(experts: list[int], blocks: int) -> TaskUse:
     use = {
-        f"model.layers.{n}.q_proj": LayerUse(sum(experts), tuple(experts), tuple(map(float, experts))) for n in range(8)
+        f"model.layers.{n}.q_proj": LayerUse(sum(experts), tuple(experts), tuple(map(float, experts)))
+        for n in range(blocks)
     }
     return TaskUse("test", 1, sum(experts), use)
 
 
-def test_expert_use_that_stays_the_same_under_shift(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("blocks", "verdict"), [(28, "supported"), (4, "cannot be tested")])
+def test_expert_use_that_stays_the_same_under_shift(tmp_path: Path, blocks: int, verdict: str) -> None:
     specs = grid_specs("nano_routing")
     write_runs(tmp_path, specs, lambda spec, task: 0.0)
     for spec in specs:
         same, near, far = [40, 40, 10, 10], [38, 42, 10, 10], [10, 10, 40, 40]
         shift = near if spec.method.name == "spectral_moe" else far
         kinds = {t: same if t == "phantom_vqa" else shift if "noisy" in t or "low_" in t else far for t in spec.tasks}
-        routes = Routes(4, "topk", 2, None, {task: routed(use) for task, use in kinds.items()})
+        routes = Routes(4, "topk", 2, None, {task: routed(use, blocks) for task, use in kinds.items()})
         write_routes(tmp_path / spec.identity, routes)
     claim = judged(tmp_path, "T5")["routing_is_consistent_under_shift"]
-    assert [line.verdict for line in claim.lines] == ["supported", "supported"]
-    assert all(line.unit == "distance" and line.effect and line.effect.n == 8 for line in claim.lines)
+    assert [line.verdict for line in claim.lines] == ["shown alone", verdict]
+    assert all(line.unit == "distance" and line.effect and line.effect.n == blocks for line in claim.lines)
 
 
 def test_forgetting_and_interference_are_read_from_the_studies(tmp_path: Path) -> None:
@@ -281,12 +333,14 @@ def test_forgetting_and_interference_are_read_from_the_studies(tmp_path: Path) -
     write_runs(tmp_path, specs, skill, traced=traced)
     claims = judged(tmp_path, "T5")
     verdicts = {line.name: line.verdict for line in claims["forgetting_is_ordered"].lines}
-    assert [v for name, v in verdicts.items() if name.startswith("slake then vqa_rad")] == ["supported"] * 2
+    assert [v for name, v in verdicts.items() if name.startswith("slake then vqa_rad")] == ["supported"] * 4
     assert [v for name, v in verdicts.items() if name.startswith("vqa_rad then slake")] == ["no runs"] * 2
     assert claims["forgetting_is_ordered"].verdict == "incomplete"
     assert claims["interference_is_smaller"].verdict == "supported"
-    gaps = [line.gap for line in claims["forgetting_is_ordered"].lines[:2]]
-    assert gaps == pytest.approx([0.15, 0.30])  # 20 less 5 and 50 less 20, read as points
+    points, share = claims["forgetting_is_ordered"].lines[:2]
+    assert share.name == f"{points.name}, as a share" and (points.unit, share.unit) == ("points", "percent")
+    assert points.gap is None  # published are bounds alone, whose difference says nothing
+    assert share.effect and points.effect and (share.effect.value or 0) > (points.effect.value or 0) > 0
 
 
 @pytest.mark.parametrize(
@@ -299,6 +353,8 @@ def test_forgetting_and_interference_are_read_from_the_studies(tmp_path: Path) -
         (["no runs", "supported"], "incomplete"),
         (["too few seeds", "too few seeds"], "too few seeds"),
         (["no runs"], "no runs"),
+        (["shown alone", "supported"], "supported"),
+        (["shown alone", "cannot be tested"], "cannot be tested"),
     ],
 )
 def test_a_claim_holds_where_all_of_its_lines_do(verdicts: list[str], expected: str) -> None:
@@ -343,3 +399,32 @@ def test_the_command_prints_verdicts_or_one_json_document(better: Path, cli: Cli
     )
     assert cli("claims", better / "none").returncode == 2
     assert "did you mean nano" in cli("claims", better, "--scale", "nanno").stderr
+
+
+def test_claims_of_ones_own_over_a_grid_beside_them(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim_place, "plan_sweep", plan_sweep)
+    grid = "name: mine\ndescription: d\nsource: s\nbase: {tasks: phantom_vqa, train_limit: 16, limit: 8}\n"
+    (tmp_path / "mine.yaml").write_text(grid + "axes: {method: [lora, spectral_moe]}\nseeds: [0, 1, 2]\n")
+    line = "{name: over lora, higher: {method: spectral_moe}, lower: {method: lora}}"
+    about = "id: ours, text: t, source: s, runs: {ci: [mine.yaml]}"
+    (tmp_path / "claims.yaml").write_text(f"table: T1\nclaims:\n  - {{{about}, lines: [{line}]}}\n")
+    specs = [
+        spec for cell in plan_sweep(CATALOG.grid(str(tmp_path / "mine.yaml")), CATALOG).cells for spec in cell.specs
+    ]
+    write_runs(tmp_path / "runs", specs, lambda spec, task: 0.3 * (spec.method.name == "spectral_moe"))
+    asked = ("claims", tmp_path / "runs", "--claims", tmp_path / "claims.yaml", "--scale", "ci", "--json")
+    (found,) = json.loads(cli(*asked).stdout)
+    assert (found["verdict"], found["lines"][0]["seeds"]) == ("supported", [0, 1, 2])
+    (few,) = json.loads(cli(*asked, "--seeds", "0,7").stdout)
+    assert (few["verdict"], few["lines"][0]["seeds"]) == ("too few seeds", [0])
+    assert few["command"] == f"medbench sweep {tmp_path / 'mine.yaml'} --seeds 0,7"
+    both = cli(*asked, "--table", "T3")
+    assert (both.returncode, both.stderr) == (2, "medbench: --claims is a file of its own: leave --table out\n")
+    (tmp_path / "claims.yaml").write_text("table: T1\nclaims: []\n")
+    empty = cli(*asked)
+    assert empty.returncode == 2 and "claims.yaml: claims" in empty.stderr and empty.stderr.count("\n") == 1
+
+
+def test_a_scale_with_one_seed_says_how_to_get_more(tmp_path: Path) -> None:
+    claim = judged(tmp_path, "T3", "ci")["consistent_scaling_helps"]
+    assert claim.command == "medbench sweep ci_initialisation --seeds 0,1"

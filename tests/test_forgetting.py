@@ -82,12 +82,26 @@ def test_the_formulas_of_a_small_matrix_by_hand() -> None:
     scope = found.items.scopes()[ACCURACY]
     assert found.relative_drop("m", scope, FEW).estimate.value == pytest.approx(0.4 / 0.8)
     assert found.matrix("m", 2, "t3", ACCURACY).value == pytest.approx(0.6)
+    share = found.forgotten_share("m", scope)
+    assert share is not None and share.value == pytest.approx((0.5 + 0.2) / (0.9 + 0.7))
+
+
+def test_a_forgotten_share_varies_as_the_ratio_does() -> None:
+    rng = np.random.default_rng(0)
+    before = (rng.random((1, 400)) < 0.6).astype(float)
+    after = before * (rng.random((1, 400)) < 0.7)
+    clusters = (np.arange(400) // 4).astype(str)
+    lost, whole = (Contrast((Term("t", 1.0, values, clusters),)) for values in (before - after, before))
+    share, ratio = lost.share_of(whole).figure(2000).estimate, lost.relative_to(whole, 2000).estimate
+    assert share.value == pytest.approx(ratio.value)
+    assert (share.low, share.high) == (pytest.approx(ratio.low, abs=0.01), pytest.approx(ratio.high, abs=0.01))
 
 
 def test_a_drop_from_nothing_has_no_share() -> None:
     found = of_matrix([[0.2, 0.1], [0.0, 0.3], [0.0, 0.7]])
     share = found.relative_drop("m", found.items.scopes()[ACCURACY], FEW).estimate
     assert (share.value, share.low, share.reason) == (None, None, "relative to zero")
+    assert found.forgotten_share("m", found.items.scopes()[ACCURACY]) is None
 
 
 def draw(seed: int, tasks: int, seeds: int, metrics: int, methods: int = 1) -> Any:

@@ -20,9 +20,11 @@ from medbench.reproduce_cost import TOKENS, assumptions, cost_json, costs
 from medbench.reproduce_fold import fold_table
 from medbench.reproduce_plan import SCALES, Reproduction, load_plan, plan_reproduction, table_names
 from medbench.reproduce_table import Column, Entry, Folded, entry_rows, render_folded
+from medbench.results.arms import Paired, Scores, arms_of
 from medbench.results.published import load_published
 from medbench.results.record import is_finished
 from medbench.spec import RunSpec
+from medbench.sweep import plan_sweep
 
 FEW = 100
 M = ("closed_accuracy", "open_recall")
@@ -115,6 +117,26 @@ def test_t1_has_a_row_a_method_and_never_mixes_published_figures_in(done: Reprod
     assert list(table.published) == [row.title for row in published.rows.values()]
     assert table.published["MedQwen 7B"]["average"] == "68.2 [R]"
     assert not set(table.published) & set(table.rows)
+
+
+def test_an_average_is_the_plain_mean_of_its_columns_not_of_its_sets(done: Reproduction) -> None:
+    scores = Scores(done.finished)
+    arm = next(arm for arm in arms_of([part.sweep for part in done.parts]) if arm.label == "lora")
+
+    def mean(metrics: dict[str, tuple[str, ...]]) -> float:
+        return Paired(scores, metrics, (0, 1)).contrast([(1.0, [arm])]).value
+
+    cells = [("vqa_rad", M[0]), ("vqa_rad", M[1]), ("phantom_vqa", M[0])]
+    each = [mean({task: (metric,)}) for task, metric in cells]
+    assert mean({"vqa_rad": tuple(M), "phantom_vqa": (M[0],)}) == pytest.approx(sum(each) / 3)
+
+
+def test_two_trainings_of_one_row_are_not_one_row(tmp_path: Path) -> None:
+    text = "name: two\ndescription: d\nsource: s\nbase: {method: lora, train_limit: 8, limit: 8}\n"
+    path = tmp_path / "two.yaml"
+    path.write_text(text + 'axes: {tasks: [phantom_vqa, "phantom_vqa,phantom_vqa_ct"]}\n')
+    with pytest.raises(RequestError, match=r"grid two: .* is tested on phantom_vqa after two trainings"):
+        arms_of([plan_sweep(CATALOG.grid(str(path)), CATALOG)])
 
 
 def test_an_average_waits_for_every_set_and_uses_the_seeds_that_all_have(done: Reproduction) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from medbench.errors import RequestError
 from medbench.files import canonical_json
 from medbench.grid_fields import Point, same, shown_point
 from medbench.results.record import read_record, read_scores
@@ -75,7 +76,11 @@ class Arm:
 
 
 def arms_of(sweeps: Sequence[Sweep]) -> list[Arm]:
-    """The arms of grids, in order; the same setting in two grids is one arm."""
+    """The arms of grids, in order; the same setting in two grids is one arm.
+
+    Raises:
+        RequestError: two runs of one setting, task and seed, which differ in what they were trained on.
+    """
     found: dict[str, Arm] = {}
     for sweep in sweeps:
         for cell in sweep.cells:
@@ -85,7 +90,14 @@ def arms_of(sweeps: Sequence[Sweep]) -> list[Arm]:
             for spec in cell.specs:
                 for task in spec.tasks:
                     known = arm.runs.get(task, ())
-                    arm.runs[task] = known if spec in known else (*known, spec)
+                    if spec in known:
+                        continue
+                    if spec.seed in [other.seed for other in known]:
+                        raise RequestError(
+                            f"grid {sweep.grid.name}: {arm.name} is tested on {task} after two trainings; give each a "
+                            "grid of its own"
+                        )
+                    arm.runs[task] = (*known, spec)
     return list(found.values())
 
 
@@ -153,7 +165,7 @@ class Paired:
         return self.items.scores(task, tables, arm.name)
 
     def contrast(self, terms: Sequence[tuple[float, Sequence[Arm]]]) -> Contrast:
-        """The sum of weight times the mean over some arms of the mean over tasks and their figures.
+        """The sum of weight times the mean over some arms of the plain mean over all figures of all tasks.
 
         Raises:
             WorkError: the runs do not share their items.
@@ -164,11 +176,6 @@ class Paired:
                 for task in self.metrics:
                     for cell, values in self.values(arm, task).items():
                         sums[cell] = sums.get(cell, 0.0) + weight / len(arms) * values
-        each = {task: [cell for cell in sums if cell[0] == task] for task in self.metrics}
         return Contrast(
-            tuple(
-                Term(task, 1 / len(each) / len(cells), sums[cell], self.items.clusters[cell])
-                for task, cells in each.items()
-                for cell in cells
-            )
+            tuple(Term(cell[0], 1 / len(sums), values, self.items.clusters[cell]) for cell, values in sums.items())
         )

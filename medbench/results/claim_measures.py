@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
         "course": course_distance,
         "routing": _routing,
     }
-    return [of_kind[claim.kind](claim, line, arms, scores) for line in _lines(claim, arms)]
+    each = [(line, of_kind[claim.kind](claim, line, arms, scores)) for line in _lines(claim, arms)]
+    return [replace(found, judged=line.judged) for line, found in each]
 
 
 def _lines(claim: Claim, arms: Sequence[Arm]) -> Sequence[Line]:
@@ -106,29 +108,30 @@ def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:
 
 
 def _of_studies(place: Workplace, table: str, claim: Claim) -> list[Measured]:
-    """A line of each study and comparison: how much less is forgotten, or is lost to the other tasks."""
+    """The lines of each study and comparison: how much less is forgotten, or is lost to the other tasks."""
     try:
         studies = place.studies(table, claim.kind)
     except RequestError as error:
         return [Measured(line.name, gap=line.published, lacking=str(error)) for line in claim.lines]
     found = []
     for part, folder, why in studies:
-        names = [f"{part.name}: {line.name}" for line in claim.lines]
         if folder is None or part.study is None:
-            found += [Measured(n, gap=li.published, lacking=why) for n, li in zip(names, claim.lines, strict=True)]
+            found += [Measured(f"{part.name}: {li.name}", gap=li.published, lacking=why) for li in claim.lines]
             continue
         seeds = part.study.seeds
         lacking = None if len(seeds) >= claim.seeds else f"{len(seeds)} of at least {claim.seeds} seeds"
-        each = _study_contrasts(part.study, folder, claim)
-        for name, line, contrast in zip(names, claim.lines, each, strict=True):
-            found.append(Measured(name, contrast, seeds, gap=line.published, lacking=lacking))
+        for line, unit, contrast in _study_contrasts(part.study, folder, claim):
+            name = f"{part.name}: {line.name}{', as a share' if unit == 'percent' else ''}"
+            gap = line.published if unit == "points" else None
+            empty = None if contrast else "one of the two had nothing to forget"
+            found.append(Measured(name, contrast, seeds, unit, gap, lacking or empty))
     return found or [Measured(claim.id, lacking=f"no study at scale {place.scale}")]
 
 
-def _study_contrasts(study: Study, folder: Path, claim: Claim) -> list[Contrast]:
-    """Of each line, what the lower row loses more than the higher one."""
-    pairs = [(str(line.higher.get("method")), str(line.lower.get("method"))) for line in claim.lines]
-    for name in (name for pair in pairs for name in pair):
+def _study_contrasts(study: Study, folder: Path, claim: Claim) -> list[tuple[Line, str, Contrast | None]]:
+    """What the lower row loses more than the higher one; of forgetting also as a share of what there was to forget."""
+    pairs = [(line, str(line.higher.get("method")), str(line.lower.get("method"))) for line in claim.lines]
+    for name in (name for _, *pair in pairs for name in pair):
         if name not in study.methods:
             raise RequestError(
                 f"claim {claim.id}: its studies have no method {name}; {did_you_mean(name, study.methods)}"
@@ -136,12 +139,19 @@ def _study_contrasts(study: Study, folder: Path, claim: Claim) -> list[Contrast]
     if claim.kind == "interference":
         mixed = read_interference(study, folder)
         scope = _scope(mixed.items)
-        gained = {name: mixed.average(name, scope) for pair in pairs for name in pair}
-        return [gained[higher].minus(gained[lower]) for higher, lower in pairs]
+        return [
+            (line, "points", mixed.average(higher, scope).minus(mixed.average(lower, scope)))
+            for line, higher, lower in pairs
+        ]
     course = read_forgetting(study, folder)
     scope = _scope(course.items)
-    forgotten = {name: course.summary(name, scope)["forgetting"] for pair in pairs for name in pair}
-    return [forgotten[lower].minus(forgotten[higher]) for higher, lower in pairs]
+    found: list[tuple[Line, str, Contrast | None]] = []
+    for line, higher, lower in pairs:
+        more, less = (course.summary(name, scope)["forgetting"] for name in (lower, higher))
+        found.append((line, "points", more.minus(less)))
+        whole, part = (course.forgotten_share(name, scope) for name in (lower, higher))
+        found.append((line, "percent", whole.minus(part) if whole and part else None))
+    return found
 
 
 def _scope(items: Items) -> Scope:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -110,11 +109,5 @@ def _gained(near: Values, far: Values, reference: Values) -> dict[Cell, Array]:
 
 
 def _mean(values: dict[Cell, Array], items: Items) -> Contrast:
-    """The mean over the tasks of the mean over their figures."""
-    figures = Counter(task for task, _ in values)
-    return Contrast(
-        tuple(
-            Term(cell[0], 1 / len(figures) / figures[cell[0]], own, items.clusters[cell])
-            for cell, own in values.items()
-        )
-    )
+    """The plain mean over all figures of all tasks."""
+    return Contrast(tuple(Term(cell[0], 1 / len(values), own, items.clusters[cell]) for cell, own in values.items()))

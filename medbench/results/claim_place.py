@@ -18,23 +18,42 @@ from medbench.sweep import Sweep, plan_sweep
 class Workplace:
     """Where claims find their rows: grids of a scale, resolved once, and folders with finished runs."""
 
-    def __init__(self, paths: Sequence[Path], scale: str, catalog: Catalog, data_root: Path | None):
-        """Args: as `medbench.results.claims.judge_claims`."""
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        scale: str,
+        catalog: Catalog,
+        data_root: Path | None,
+        seeds: Sequence[int] | None = None,
+        beside: Path | None = None,
+    ):
+        """Args: as `medbench.results.claims.judge_claims`; `beside` is where a claim's own grids lie."""
         if scale not in SCALES:
             raise RequestError(f"--scale {scale!r}: {did_you_mean(scale, SCALES)}")
         for path in paths:
             if not path.is_dir():
                 raise RequestError(f"{path}: no such folder")
         self.paths, self.scale, self.catalog, self.data_root = list(paths), scale, catalog, data_root
+        self.seeds, self.beside = seeds, beside
         self.folders = [folder for path in paths for folder in searched(path)]
         self._sweeps: dict[str, Sweep] = {}
 
     def command(self, table: str, claim: Claim) -> str:
-        """What does the runs of a claim."""
+        """What does the runs of a claim, with as many seeds as it asks for."""
         names = self._grids(claim)
-        if claim.runs and not any(name.endswith(".yaml") for name in names):
-            return " && ".join(f"medbench sweep {name}" for name in names) or "nothing: it has no grid at this scale"
-        return f"medbench reproduce {table} --scale {self.scale}"
+        planned = [self._sweeps[name].seeds for name in names if name in self._sweeps]
+        few = self.seeds is not None or min(map(len, planned), default=0) < claim.seeds
+        seeds = ",".join(map(str, self.seeds if self.seeds is not None else range(claim.seeds)))
+        asked = f" --seeds {seeds}" if few else ""
+        if not claim.runs or any(name.endswith(".yaml") and not self._own(name) for name in names):
+            return f"medbench reproduce {table} --scale {self.scale}{asked if claim.runs else ''}"
+        each = [f"medbench sweep {self._own(name) or name}{asked}" for name in names]
+        return " && ".join(each) or "nothing: it has no grid at this scale"
+
+    def _own(self, name: str) -> Path | None:
+        """The file of a grid that lies beside the claims."""
+        path = self.beside / name if self.beside and name.endswith(".yaml") else None
+        return path if path and path.is_file() else None
 
     def arms(self, claim: Claim) -> tuple[list[Arm], Scores]:
         """A claim's rows and the scores of their finished runs.
@@ -49,8 +68,9 @@ class Workplace:
             raise RequestError("its grids need local data: pass --data-root")
         for name in names:
             if name not in self._sweeps:
-                path = str(packaged("baselines/reproduce") / name) if name.endswith(".yaml") else name
-                self._sweeps[name] = plan_sweep(self.catalog.grid(path), self.catalog, self.data_root)
+                packed = packaged("baselines/reproduce") / name if name.endswith(".yaml") else name
+                grid = self.catalog.grid(str(self._own(name) or packed))
+                self._sweeps[name] = plan_sweep(grid, self.catalog, self.data_root, self.seeds)
         arms = [arm for arm in arms_of([self._sweeps[name] for name in names]) if arm.runs]
         every = {spec.identity for arm in arms for specs in arm.runs.values() for spec in specs}
         found = {identity: folder for identity in every if (folder := self._folder(identity)) is not None}
@@ -68,7 +88,10 @@ class Workplace:
         Raises:
             RequestError: they need data that is not there.
         """
-        found = plan_reproduction(table, self.scale, self.catalog, self.paths[0], self.data_root, places=self.paths[1:])
+        first, *others = self.paths
+        found = plan_reproduction(
+            table, self.scale, self.catalog, first, self.data_root, seeds=self.seeds, places=others
+        )
         each: list[tuple[Part, Path | None, str]] = []
         for part in found.parts:
             if part.kind == kind:

@@ -23,6 +23,7 @@ class Measured:
         gap: what is published of it.
         lacking: why it cannot be judged.
         p: where it is not that of the contrast alone.
+        judged: whether the claim stands or falls with it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Measured:
     gap: Gap | None = None
     lacking: str | None = None
     p: float | None = None
+    judged: bool = True
 
 
 def fitting(claim: Claim, arms: Sequence[Arm], rows: Rows) -> list[Arm]:

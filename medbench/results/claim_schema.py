@@ -6,6 +6,7 @@ grids and studies, so what it is judged by is what `sweep` and `reproduce` do.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -53,6 +54,7 @@ class Line(BaseModel):
         tasks: of `routing`, the shifted tasks.
         against: of `routing`, the tasks whose distance is claimed to be larger; none: `lower`'s on the same tasks.
         published: the difference that is published.
+        judged: whether the claim stands or falls with it; else it is shown without a verdict.
     """
 
     model_config = _STRICT
@@ -64,6 +66,7 @@ class Line(BaseModel):
     tasks: list[str] = []
     against: list[str] = []
     published: Gap | None = None
+    judged: bool = True
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -125,12 +128,19 @@ class Claim(BaseModel):
 
 
 class ClaimFile(BaseModel):
-    """The claims of a table; p is corrected over all of their lines."""
+    """The claims of a table; p is corrected over all of their lines that are judged.
+
+    Attributes:
+        table: the paper's table that they are about, or beside (`published` names its figures).
+        claims: in order.
+        path: the file; grids that end in .yaml are looked for beside it.
+    """
 
     model_config = _STRICT
 
     table: str
-    claims: list[Claim]
+    claims: list[Claim] = Field(min_length=1)
+    path: Path = Field(default=Path("claims"), exclude=True)
 
 
 def claim_tables() -> list[str]:
@@ -147,7 +157,20 @@ def load_claims(table: str) -> ClaimFile:
     if table not in claim_tables():
         raise RequestError(f"--table {table}: no claims of it; {did_you_mean(table, claim_tables())}")
     path = packaged("baselines/claims") / f"{table}.yaml"
-    found = validated(ClaimFile, read_yaml(path), path)
+    found = read_claims(path)
     if found.table != table:
         raise RequestError(f"{path}: table: is {found.table!r} but the file is named {table!r}")
+    return found
+
+
+def read_claims(path: Path) -> ClaimFile:
+    """The claims of a file, the package's or one's own.
+
+    Raises:
+        RequestError: it is not there, or wrong; names the field.
+    """
+    found = validated(ClaimFile, read_yaml(path) | {"path": path}, path)
+    names = [claim.id for claim in found.claims]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise RequestError(f"{path}: claim {twice[0]} is there twice; name one otherwise")
     return found

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from medbench.results.claims import ClaimVerdict, LineVerdict
+from medbench.results.claims import SHOWN, ClaimVerdict, LineVerdict
 from medbench.results.study_text import markdown, p_text
 
 #: What a value of a unit is multiplied with to be shown, and its decimals.
-_UNITS = {"points": (100.0, 1), "nats": (1.0, 3), "distance": (1.0, 3)}
+_UNITS = {"points": (100.0, 1), "percent": (100.0, 1), "nats": (1.0, 3), "distance": (1.0, 3)}
 _NOTES = (
     "The effect is what is claimed to be above zero, with an image-clustered 95 % bootstrap interval; ± is the "
-    "deviation between seeds. p: sign flips of whole images, two-sided, corrected over the lines of a table (Holm), "
-    "which the verdict follows (5 %). Intervals and p are conditional on the seeds trained.",
-    "detectable: the smallest true effect that such a test would find with probability 0.8. items needed: for the "
-    "published difference, if further items differed as these do.",
-    "A claim is supported where all of its lines are, and contradicted where one is.",
+    "deviation between seeds. Intervals are conditional on the seeds trained; verdicts are not.",
+    "p (images): sign flips of whole images, two-sided. p (seeds): a t test against the deviation between seeds, "
+    "pooled over the lines of the table with the same unit. The larger one, corrected over all judged lines of the "
+    "table (Holm), makes the verdict (5 %).",
+    "detectable: the smallest true effect that such tests would find with probability 0.8, of such items and seeds. "
+    "items needed: for the published difference, if further items differed as these do; where the seeds alone differ "
+    "too much, more seeds are needed.",
+    "A claim is supported where all of its lines are, and contradicted where one is. Lines that are shown alone count "
+    "for neither.",
 )
 
 
@@ -45,7 +50,8 @@ def _line(line: LineVerdict) -> dict[str, Any]:
         **{"name": line.name, "verdict": line.verdict, "unit": line.unit},
         **{key: None if value is None else scale * value for key, value in numbers.items()},
         **{"n": effect.n if effect else 0, "clusters": effect.clusters if effect else 0, "seeds": list(line.seeds)},
-        **{"p": line.p, "p_holm": line.p_holm, "items_needed": line.needed, "reason": line.reason},
+        **{"p": line.p, "p_seeds": line.p_seeds, "p_holm": line.p_holm, "reason": line.reason},
+        **{"items_needed": None if line.needed == math.inf else line.needed, "seeds_needed": line.needed == math.inf},
     }
 
 
@@ -54,13 +60,14 @@ def render_claims(found: Sequence[ClaimVerdict]) -> str:
     parts = []
     for judged in found:
         claim = judged.claim
-        counts = [line.verdict for line in judged.lines]
+        counts = [line.verdict for line in judged.lines if line.verdict != SHOWN]
         several = f" ({counts.count('supported')} of {len(counts)} lines supported)" if len(counts) > 1 else ""
         head = f"## {judged.table} {claim.id}: {judged.verdict}{several}\n\n{claim.text} ({claim.source})"
         head += f" {claim.note}" if claim.note else ""
         lacking = [f"- {reason}; `{judged.command}` does them." for reason in _reasons(judged.lines)]
         body = [_cells(line) for line in judged.lines if line.effect is not None]
-        header = ["line", "verdict", "effect", "p", "p (Holm)", "detectable", "published", "items", "items needed"]
+        header = ["line", "verdict", "effect", "p (images)", "p (seeds)", "p (Holm)"]
+        header += ["detectable", "published", "items", "items needed"]
         table = [markdown(header, body)] if body else []
         parts.append("\n\n".join([head, *table, *(["\n".join(lacking)] if lacking else [])]).rstrip() + "\n")
     verdicts = [judged.verdict for judged in found]
@@ -91,10 +98,10 @@ def _cells(line: LineVerdict) -> list[str]:
     )
     if effect is not None and effect.low is not None and effect.high is not None:
         text += f" [{shown(effect.low)}, {shown(effect.high)}]"
-    text += "" if line.unit == "points" else f" {line.unit}"
+    text += {"points": "", "percent": " %"}.get(line.unit, f" {line.unit}")
     return [
         *(line.name, line.verdict, text),
-        *("-" if value is None else p_text(value) for value in (line.p, line.p_holm)),
+        *("-" if value is None else p_text(value) for value in (line.p, line.p_seeds, line.p_holm)),
         *(shown(line.detectable, ""), shown(line.gap), f"{effect.n:,}" if effect else "-"),
-        "-" if line.needed is None else f"{line.needed:,}",
+        "-" if line.needed is None else "more seeds" if line.needed == math.inf else f"{line.needed:,}",
     ]

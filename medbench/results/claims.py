@@ -1,9 +1,10 @@
 """The paper's claims, judged by finished runs: supported, contradicted, or not separable.
 
-Each line of a claim is a paired difference (`medbench.scoring.contrasts`): its interval is bootstrapped by image, its
-p is of sign flips of whole images, corrected over all lines of the claims of one table (Holm). What is significant in
-the claimed direction supports it, what is significant in the other contradicts it; with fewer seeds than a claim asks
-for, or without its runs, there is no verdict.
+Each line of a claim is a paired difference (`medbench.scoring.contrasts`) with an interval that is bootstrapped by
+image. Two tests must both speak: sign flips of whole images (would other images say so?), and a t test of the effect
+against the deviation between seeds (would other seeds?), pooled over the table's lines of one unit, since two or three
+seeds of one line say little. The larger p is corrected over all judged lines of the claims of one table, run or not
+(Holm). What is significant in the claimed direction supports it, what is significant in the other contradicts it.
 """
 
 from __future__ import annotations
@@ -11,20 +12,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+
+from scipy.stats import t as student
 
 from medbench.catalog import Catalog
 from medbench.errors import RequestError
 from medbench.results.claim_measures import measure
 from medbench.results.claim_place import Workplace
 from medbench.results.claim_rows import Measured
-from medbench.results.claim_schema import Claim, Gap, claim_tables, load_claims
+from medbench.results.claim_schema import Claim, Gap, claim_tables, load_claims, read_claims
 from medbench.results.published import load_published
 from medbench.scoring.analytic import ALPHA, minimal_detectable_effect
 from medbench.scoring.bootstrap import RESAMPLES, Estimate
+from medbench.scoring.contrasts import Contrast, Figure
 from medbench.scoring.permutation import holm
 
 NO_RUNS, FEW_SEEDS, INCOMPLETE = "no runs", "too few seeds", "incomplete"
+#: There are so few clusters that no outcome could be significant. A line that the claim does not rest on.
+NO_TEST, SHOWN = "cannot be tested", "shown alone"
 SUPPORTED, CONTRADICTED, NOT_SEPARABLE = "supported", "contradicted", "not separable"
 
 
@@ -36,13 +43,15 @@ class LineVerdict:
         name: of the line.
         verdict: one of the constants above.
         effect: what is claimed to be above zero; None without runs.
-        unit: `points` (fractions here), `nats` or `distance`.
+        unit: `points` and `percent` (fractions here), `nats` or `distance`.
         seed_sd: between seeds.
         seeds: that it is over.
-        p: of the sign-flip test; p_holm: corrected over the lines of the table.
-        detectable: the minimal detectable effect.
-        gap: what is published, as a fraction; None where it is not known.
-        needed: about how many items would show `gap` with probability 0.8, if they differed as these do.
+        p: of the sign-flip test; p_seeds: of the deviation between seeds; p_holm: the larger one, corrected over the
+            lines of the table.
+        detectable: the minimal detectable effect at the strictest step of that correction, of items and seeds.
+        gap: what is published, as a fraction; None where it is not known, or only a bound is.
+        needed: about how many items would show `gap` with probability 0.8, if they differed as these do; infinite
+            where only more seeds could.
         reason: why there is no verdict.
     """
 
@@ -53,10 +62,11 @@ class LineVerdict:
     seed_sd: float | None = None
     seeds: tuple[int, ...] = ()
     p: float | None = None
+    p_seeds: float | None = None
     p_holm: float | None = None
     detectable: float | None = None
     gap: float | None = None
-    needed: int | None = None
+    needed: float | None = None
     reason: str | None = None
 
 
@@ -76,18 +86,18 @@ class ClaimVerdict:
 
 
 def overall(verdicts: Sequence[str]) -> str:
-    """A claim holds where all of its lines do, and is contradicted where one of them is.
+    """A claim holds where all of its judged lines do, and is contradicted where one of them is.
 
     Example:
         >>> overall(["supported", "not separable"]), overall(["supported", "contradicted"]), overall(["no runs"] * 2)
         ('not separable', 'contradicted', 'no runs')
     """
-    if CONTRADICTED in verdicts:
+    judged = {verdict for verdict in verdicts if verdict != SHOWN}
+    if CONTRADICTED in judged:
         return CONTRADICTED
-    lacking = [verdict for verdict in verdicts if verdict in (NO_RUNS, FEW_SEEDS)]
-    if lacking:
-        return lacking[0] if len(set(verdicts)) == 1 else INCOMPLETE
-    return SUPPORTED if set(verdicts) == {SUPPORTED} else NOT_SEPARABLE
+    if lacking := judged & {NO_RUNS, FEW_SEEDS, NO_TEST}:
+        return min(lacking) if len(judged) == 1 else INCOMPLETE
+    return SUPPORTED if judged == {SUPPORTED} else NOT_SEPARABLE
 
 
 def judge_claims(
@@ -97,8 +107,10 @@ def judge_claims(
     table: str | None = None,
     data_root: Path | None = None,
     resamples: int = RESAMPLES,
+    seeds: Sequence[int] | None = None,
+    file: Path | None = None,
 ) -> list[ClaimVerdict]:
-    """Judges the claims of a table, or of all.
+    """Judges the claims of a table, or of all, or those of a file of one's own.
 
     Args:
         paths: folders of run folders; those one below are looked into, too.
@@ -107,57 +119,103 @@ def judge_claims(
         table: `T3`, ...; None for all that have claims.
         data_root: for grids whose cards do not pin their data.
         resamples: of the intervals.
+        seeds: of the runs, instead of those of the grids.
+        file: claims of one's own (`medbench.results.claim_schema`), instead of the package's.
 
     Raises:
         RequestError: an unknown table or scale, a folder that is not there, or a claim whose rows are in no grid.
         WorkError: broken records or scores, or of another schema version; runs that do not fit one another.
     """
-    place = Workplace(list(paths), scale, catalog, data_root)
+    files = [read_claims(file)] if file else [load_claims(name) for name in ([table] if table else claim_tables())]
+    place = Workplace(list(paths), scale, catalog, data_root, seeds, file.parent if file else None)
     found = []
-    for name in [table] if table else claim_tables():
-        claims = load_claims(name).claims
-        measured = [measure(place, name, claim) for claim in claims]
-        judged = iter(judge([one for own in measured for one in own], resamples))
-        for claim, own in zip(claims, measured, strict=True):
-            lines = tuple(_with_gap(next(judged), _gap(name, one.gap)) for one in own)
-            found.append(ClaimVerdict(name, claim, lines, place.command(name, claim)))
+    for own in files:
+        measured = [measure(place, own.table, claim) for claim in own.claims]
+        gaps = [[_gap(own.table, one.gap) for one in lines] for lines in measured]
+        judged = iter(judge(list(chain(*measured)), list(chain(*gaps)), resamples))
+        for claim, lines in zip(own.claims, measured, strict=True):
+            verdicts = tuple(next(judged) for _ in lines)
+            found.append(ClaimVerdict(own.table, claim, verdicts, place.command(own.table, claim)))
     return found
 
 
-def judge(measured: Sequence[Measured], resamples: int = RESAMPLES) -> list[LineVerdict]:
-    """The verdicts of lines, in order; p is corrected over those that have enough seeds."""
-    tested = [one for one in measured if one.contrast is not None and one.lacking is None]
-    values = [one.p if one.p is not None else _p(one) for one in tested]
-    corrected = dict(zip(map(id, tested), zip(values, holm(values), strict=True), strict=True))
-    return [_judged(one, corrected.get(id(one)), resamples) for one in measured]
+@dataclass(frozen=True)
+class _Tested:
+    """The tests of a line: p of both, and the standard errors that other images and other seeds would give."""
+
+    p: float
+    p_seeds: float | None
+    se: float | None
+    se_seeds: float
 
 
-def _p(one: Measured) -> float:
+def judge(
+    measured: Sequence[Measured], gaps: Sequence[float | None] | None = None, resamples: int = RESAMPLES
+) -> list[LineVerdict]:
+    """The verdicts of the lines of a table, in order; p is corrected over all that are judged, run or not.
+
+    Args:
+        measured: the lines.
+        gaps: what is published of each, as a fraction.
+        resamples: of the intervals.
+    """
+    figures = [one.contrast.figure(resamples) if one.contrast else None for one in measured]
+    sds = [(one.unit, figure.seed_sd, len(one.seeds)) for one, figure in zip(measured, figures, strict=True) if figure]
+    family = sum(one.judged for one in measured)
+    tests = [_tested(one, sds, resamples) if _testable(one) else None for one in measured]
+    known = [max(test.p, test.p_seeds or 0.0) for test in tests if test]
+    corrected = iter(holm([*known, *[1.0] * (family - len(known))]))
+    found = []
+    for one, figure, test, gap in zip(measured, figures, tests, gaps or [None] * len(measured), strict=True):
+        verdict = _judged(one, figure, test, next(corrected) if test else None)
+        found.append(_with_gap(verdict, gap, test, family))
+    return found
+
+
+def _testable(one: Measured) -> bool:
+    return one.contrast is not None and one.lacking is None and one.judged and not _too_few(one.contrast)
+
+
+def _too_few(contrast: Contrast) -> bool:
+    """Whether even clusters that all agree would not be significant: there are 2^k sign flips of k clusters."""
+    return 2.0 ** (1 - sum(contrast.clusters.values())) > ALPHA
+
+
+def _tested(one: Measured, sds: Sequence[tuple[str, float | None, int]], resamples: int) -> _Tested:
+    """The tests of a line; the deviation between seeds is pooled over the lines of its unit."""
     assert one.contrast is not None
-    return one.contrast.test().p
+    p = one.p if one.p is not None else one.contrast.test().p
+    each = [(sd, count - 1) for unit, sd, count in sds if unit == one.unit and sd is not None and count > 1]
+    freedom = sum(free for _, free in each)
+    pooled = math.sqrt(sum(free * sd**2 for sd, free in each) / freedom) if freedom else 0.0
+    se_seeds = pooled / math.sqrt(len(one.seeds))
+    p_seeds = None
+    if freedom:
+        p_seeds = 2 * float(student.sf(abs(one.contrast.value) / se_seeds, freedom)) if se_seeds else 0.0
+    return _Tested(p, p_seeds, one.contrast.standard_error(resamples), se_seeds)
 
 
-def _judged(one: Measured, tested: tuple[float, float] | None, resamples: int) -> LineVerdict:
-    if one.contrast is None:
+def _judged(one: Measured, figure: Figure | None, test: _Tested | None, p_holm: float | None) -> LineVerdict:
+    if one.contrast is None or figure is None:
         return LineVerdict(one.name, NO_RUNS, unit=one.unit, reason=one.lacking)
-    figure, se = one.contrast.figure(resamples), one.contrast.standard_error(resamples)
-    detectable = minimal_detectable_effect(se) if se else None
     about = LineVerdict(
-        *(one.name, FEW_SEEDS, figure.estimate, one.unit, figure.seed_sd, one.seeds),
-        detectable=detectable,
-        reason=one.lacking,
+        *(one.name, FEW_SEEDS, figure.estimate, one.unit, figure.seed_sd, one.seeds), reason=one.lacking
     )
-    if tested is None:
+    if one.lacking is not None:
         return about
-    p, p_holm = tested
+    if test is None or p_holm is None:
+        if not one.judged:
+            return replace(about, verdict=SHOWN)
+        count = sum(one.contrast.clusters.values())
+        return replace(about, verdict=NO_TEST, reason=f"{count} parts that flip as a whole are too few for any test")
     verdict = NOT_SEPARABLE
     if p_holm <= ALPHA:
         verdict = SUPPORTED if (figure.estimate.value or 0.0) > 0 else CONTRADICTED
-    return replace(about, verdict=verdict, p=p, p_holm=p_holm)
+    return replace(about, verdict=verdict, p=test.p, p_seeds=test.p_seeds, p_holm=p_holm)
 
 
 def _gap(table: str, gap: Gap | None) -> float | None:
-    """What is published of a line, as a fraction; None where a figure of it is not known.
+    """What is published of a line, as a fraction; None where a figure of it is not known, or only a bound is.
 
     Raises:
         RequestError: it names what is not in the table.
@@ -165,29 +223,35 @@ def _gap(table: str, gap: Gap | None) -> float | None:
     if gap is None:
         return None
     published = load_published(table)
-    sides = [[published.find(name).value for name in names] for names in (gap.first, gap.second)]
-    if any(value is None for side in sides for value in side):
+    sides = [[published.find(name) for name in names] for names in (gap.first, gap.second)]
+    if any(cell.value is None or cell.bound == "above" for side in sides for cell in side):
         return None
-    means = [sum(value or 0.0 for value in side) / len(side) if side else 0.0 for side in sides]
+    means = [sum(cell.value or 0.0 for cell in side) / len(side) if side else 0.0 for side in sides]
     return (means[0] - means[1]) / 100
 
 
-def _with_gap(line: LineVerdict, gap: float | None) -> LineVerdict:
+def _with_gap(line: LineVerdict, gap: float | None, test: _Tested | None, family: int) -> LineVerdict:
+    """With what could have been detected at the strictest step of the correction, and what the published gap needs."""
+    detectable = needed = None
+    if test is not None and test.se is not None:
+        detectable = minimal_detectable_effect(math.hypot(test.se, test.se_seeds), alpha=ALPHA / family)
     if gap is None or line.unit != "points":
-        return line
-    needed = None
-    if line.detectable and line.effect and gap:
-        needed = needed_items(line.effect.n, line.detectable, gap)
-    return replace(line, gap=gap, needed=needed)
+        return replace(line, detectable=detectable)
+    if test is not None and test.se is not None and line.effect and gap:
+        needed = needed_items(line.effect.n, test.se, test.se_seeds, gap, ALPHA / family)
+    return replace(line, detectable=detectable, gap=gap, needed=needed)
 
 
-def needed_items(n: int, detectable: float, gap: float) -> int:
-    """About how many items would show a gap, where n would show `detectable`: that falls as one over the root of n.
+def needed_items(n: int, se: float, se_seeds: float, gap: float, alpha: float = ALPHA) -> float:
+    """About how many items would show a gap with probability 0.8, where n have a standard error of `se`.
+
+    More items shrink that, but not the standard error between seeds: infinite where that alone is too large.
 
     Example:
-        >>> needed_items(1000, 0.04, 0.01)
-        16000
+        >>> needed_items(1000, 0.01, 0.0, 0.0140079, 0.05), needed_items(1000, 0.01, 0.01, 0.014, 0.05)
+        (4000, inf)
     """
     if not gap:
         raise RequestError("no number of items shows a gap of zero")
-    return math.ceil(round(n * (detectable / gap) ** 2, 6))
+    left = (gap / minimal_detectable_effect(1.0, alpha=alpha)) ** 2 - se_seeds**2
+    return math.ceil(round(n * se**2 / left, 4)) if left > 0 else math.inf

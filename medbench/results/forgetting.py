@@ -108,6 +108,13 @@ class Forgetting:
                 found[f"less_{name}"] = over(tasks, lambda t, m, b=bound: after[last][t, m] - b[t, m])
         return found
 
+    def forgotten_share(self, method: str, scope: Scope) -> Contrast | None:
+        """Forgetting as a share of the best that there was to forget; None where there was nothing."""
+        earlier = self.study.tasks[:-1]
+        best = {task: self._best(method, scope, task) for task in earlier}
+        whole = self.items.contrast(scope, earlier, lambda t, m: best[t][t, m])
+        return self.summary(method, scope)["forgetting"].share_of(whole) if whole.value else None
+
     def relative_drop(self, method: str, scope: Scope, resamples: int) -> Figure:
         """The drop on the first task as a share of what it was after its own stage."""
         first = self.study.tasks[:1]

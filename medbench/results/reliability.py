@@ -61,7 +61,7 @@ def reliability_text(found: dict[str, Any]) -> str:
     interval = "" if ece["low"] is None else f" [{100 * ece['low']:.1f}, {100 * ece['high']:.1f}]"
     notes = [
         f"{found['method']}, seed {found['seed']}, on {found['task']}: ECE {100 * ece['value']:.1f}{interval} over "
-        f"{ece['n']} items with candidates of {ece['clusters']} images (percent; biased upwards where bins hold few items)."
+        f"{ece['n']} items with candidates of {ece['clusters']} images (percent; biased upwards where bins hold few)."
     ]
     if "left_out" in ece:
         notes.append(f"Left out, because their gold answer is no candidate: {ece['left_out']}.")

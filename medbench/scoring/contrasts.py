@@ -133,6 +133,21 @@ class Contrast:
         each = [float(a / b) if b else None for a, b in zip(self.by_seed, whole.by_seed, strict=True)]
         return Figure(self._estimate(self.value / below, ratios, resamples, level), seed_sd(each))
 
+    def share_of(self, whole: Contrast) -> Contrast:
+        """The ratio of two sums over the same items as a sum itself, to first order (the delta method).
+
+        Each item has (a - ratio * b) / b's sum, plus the ratio: its mean is the ratio of the sums, and it varies as
+        that does. For sums whose weights add up to one.
+
+        Raises:
+            WorkError: the two are not over the same items and seeds. ZeroDivisionError: the whole is zero.
+        """
+        below = whole.value
+        ratio = self.value / below
+        scaled = Contrast(tuple(replace(b, values=ratio * b.values) for b in whole.terms))
+        rest = self.minus(scaled)
+        return Contrast(tuple(replace(term, values=term.values / below + ratio) for term in rest.terms))
+
     def standard_error(self, resamples: int = RESAMPLES, seed: int = 0) -> float | None:
         """The standard deviation of the bootstrap, None where a task has fewer than two clusters."""
         if min(self.clusters.values()) < 2:
