@@ -116,6 +116,7 @@ def _of_studies(place: Workplace, table: str, claim: Claim) -> list[Measured]:
     found = []
     for part, folder, why in studies:
         if folder is None or part.study is None:
+            why = f"{why} ({part.name})"
             found += [Measured(f"{part.name}: {li.name}", gap=li.published, lacking=why) for li in claim.lines]
             continue
         seeds = part.study.seeds

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from medbench.results.claims import SHOWN, ClaimVerdict, LineVerdict
+from medbench.results.claims import NO_TEST, SHOWN, ClaimVerdict, LineVerdict
 from medbench.results.study_text import markdown, p_text
 
 #: What a value of a unit is multiplied with to be shown, and its decimals.
@@ -65,6 +65,7 @@ def render_claims(found: Sequence[ClaimVerdict]) -> str:
         head = f"## {judged.table} {claim.id}: {judged.verdict}{several}\n\n{claim.text} ({claim.source})"
         head += f" {claim.note}" if claim.note else ""
         lacking = [f"- {reason}; `{judged.command}` does them." for reason in _reasons(judged.lines)]
+        lacking += [f"- {line.name}: {line.reason}." for line in judged.lines if line.verdict == NO_TEST]
         body = [_cells(line) for line in judged.lines if line.effect is not None]
         header = ["line", "verdict", "effect", "p (images)", "p (seeds)", "p (Holm)"]
         header += ["detectable", "published", "items", "items needed"]
@@ -80,7 +81,7 @@ def _reasons(lines: Sequence[LineVerdict]) -> list[str]:
     """Why lines have no verdict, once each; rows that were not run are named together."""
     found: dict[str, dict[str, None]] = {}
     for line in lines:
-        if line.reason:
+        if line.reason and line.verdict != NO_TEST:
             why, _, rows = line.reason.partition(": ")
             found.setdefault(why, {}).update(dict.fromkeys(rows.split(", ") if rows else []))
     return [f"{why}: {', '.join(rows)}" if rows else why for why, rows in found.items()]
