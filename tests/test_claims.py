@@ -201,6 +201,15 @@ def test_lines_that_are_not_run_count_for_the_correction_and_those_shown_alone_d
     assert found[1].p is None and found[1].effect is not None
 
 
+def test_where_seeds_differ_too_much_the_seeds_that_are_needed_are_named() -> None:
+    values = np.tile([0.0, 0.02], 200)[None] + np.array([[-0.01], [0.01]])
+    uneven = Measured("line", Contrast((Term("t", 1.0, values, np.arange(400).astype(str)),)), (0, 1))
+    (line,) = judge([uneven], [0.01])
+    z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
+    assert line.needed == math.inf
+    assert line.needed_seeds == math.ceil((z * 0.02 / math.sqrt(2) / 0.01) ** 2)
+
+
 def test_too_few_clusters_cannot_be_tested_and_nothing_is_called_detectable() -> None:
     (line,) = judge([difference([0.3, 0.3], items=5)])
     assert (line.verdict, line.detectable) == ("cannot be tested", None)

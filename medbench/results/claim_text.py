@@ -19,7 +19,7 @@ _NOTES = (
     "table (Holm), makes the verdict (5 %).",
     "detectable: the smallest true effect that such tests would find with probability 0.8, of such items and seeds. "
     "items needed: for the published difference, if further items differed as these do; where the seeds alone differ "
-    "too much, more seeds are needed.",
+    "too much, how many seeds it would take even with items without end.",
     "A claim is supported where all of its lines are, and contradicted where one is. Lines that are shown alone count "
     "for neither.",
 )
@@ -51,7 +51,7 @@ def _line(line: LineVerdict) -> dict[str, Any]:
         **{key: None if value is None else scale * value for key, value in numbers.items()},
         **{"n": effect.n if effect else 0, "clusters": effect.clusters if effect else 0, "seeds": list(line.seeds)},
         **{"p": line.p, "p_seeds": line.p_seeds, "p_holm": line.p_holm, "reason": line.reason},
-        **{"items_needed": None if line.needed == math.inf else line.needed, "seeds_needed": line.needed == math.inf},
+        **{"items_needed": None if line.needed == math.inf else line.needed, "seeds_needed": line.needed_seeds},
     }
 
 
@@ -104,5 +104,5 @@ def _cells(line: LineVerdict) -> list[str]:
         *(line.name, line.verdict, text),
         *("-" if value is None else p_text(value) for value in (line.p, line.p_seeds, line.p_holm)),
         *(shown(line.detectable, ""), shown(line.gap), f"{effect.n:,}" if effect else "-"),
-        "-" if line.needed is None else "more seeds" if line.needed == math.inf else f"{line.needed:,}",
+        "-" if line.needed is None else f"> {line.needed_seeds} seeds" if line.needed_seeds else f"{line.needed:,}",
     ]

@@ -52,6 +52,7 @@ class LineVerdict:
         gap: what is published, as a fraction; None where it is not known, or only a bound is.
         needed: about how many items would show `gap` with probability 0.8, if they differed as these do; infinite
             where only more seeds could.
+        needed_seeds: then, how many seeds at least, with items without end.
         reason: why there is no verdict.
     """
 
@@ -67,6 +68,7 @@ class LineVerdict:
     detectable: float | None = None
     gap: float | None = None
     needed: float | None = None
+    needed_seeds: int | None = None
     reason: str | None = None
 
 
@@ -232,14 +234,17 @@ def _gap(table: str, gap: Gap | None) -> float | None:
 
 def _with_gap(line: LineVerdict, gap: float | None, test: _Tested | None, family: int) -> LineVerdict:
     """With what could have been detected at the strictest step of the correction, and what the published gap needs."""
-    detectable = needed = None
+    detectable = needed = needed_seeds = None
     if test is not None and test.se is not None:
         detectable = minimal_detectable_effect(math.hypot(test.se, test.se_seeds), alpha=ALPHA / family)
     if gap is None or line.unit != "points":
         return replace(line, detectable=detectable)
     if test is not None and test.se is not None and line.effect and gap:
         needed = needed_items(line.effect.n, test.se, test.se_seeds, gap, ALPHA / family)
-    return replace(line, detectable=detectable, gap=gap, needed=needed)
+        if needed == math.inf:
+            between = test.se_seeds**2 * len(line.seeds)
+            needed_seeds = math.ceil(between * (minimal_detectable_effect(1.0, alpha=ALPHA / family) / gap) ** 2)
+    return replace(line, detectable=detectable, gap=gap, needed=needed, needed_seeds=needed_seeds)
 
 
 def needed_items(n: int, se: float, se_seeds: float, gap: float, alpha: float = ALPHA) -> float:
