@@ -15,7 +15,7 @@ from medbench.errors import WorkError
 from medbench.results.forgetting import Course, Forgetting, forgetting_json
 from medbench.results.forgetting_plots import plot_forgetting
 from medbench.results.forgetting_text import forgetting_frame, render_forgetting
-from medbench.results.study_scores import Items, versus
+from medbench.results.study_scores import Items, versus, versus_json
 from medbench.scoring.bootstrap import cluster_bootstrap_mean
 from medbench.scoring.contrasts import Contrast, Term
 from medbench.scoring.permutation import sign_flip_test
@@ -214,3 +214,17 @@ def test_the_text_has_each_method_and_says_how_to_read_it(tmp_path: Path) -> Non
     assert again[1].read_text() == svg
     table = forgetting_frame(found)
     assert table["part"].value_counts().to_dict() == {"trace": 48, "matrix": 48, "summary": 36, "versus": 3}
+
+
+def test_what_is_apart_on_these_seeds_alone_says_so() -> None:
+    clusters = np.arange(60).astype(str)
+
+    def side(*levels: float) -> Contrast:
+        return Contrast((Term("t", 1.0, np.repeat(np.array(levels)[:, None], 60, axis=1), clusters),))
+
+    steady, shaky = versus("mean", {"a": side(0.30, 0.32), "b": side(0.1, 0.1), "c": side(0.02, 0.5)}, FEW)[:2]
+    assert (steady.first, steady.second, steady.apart, steady.shaky) == ("a", "b", True, False)
+    # 0.31 less 0.26 in the mean, and 0.28 and -0.18 by seed.
+    assert (shaky.second, shaky.apart, shaky.shaky) == ("c", True, True)
+    assert versus_json(shaky, "more", "less")["verdict"] == "more, on these seeds"
+    assert versus_json(steady, "more", "less")["verdict"] == "more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -128,6 +129,7 @@ class Versus:
         flip: the sign-flip test of it.
         p: corrected over the pairs of methods of this scope (Holm).
         detectable: the minimal detectable effect, None where the standard error is not known or zero.
+        seeds: how many.
         apart: whether p is at most 0.05.
     """
 
@@ -138,7 +140,14 @@ class Versus:
     flip: SignFlip
     p: float
     detectable: float | None
+    seeds: int
     apart: bool
+
+    @property
+    def shaky(self) -> bool:
+        """Whether it is apart by less than two standard errors of the variation between the seeds."""
+        sd, value = self.difference.seed_sd, self.difference.estimate.value or 0.0
+        return self.apart and sd is not None and abs(value) < 2 * sd / math.sqrt(self.seeds)
 
 
 def versus(scope: str, sides: Mapping[str, Contrast], resamples: int) -> list[Versus]:
@@ -149,7 +158,8 @@ def versus(scope: str, sides: Mapping[str, Contrast], resamples: int) -> list[Ve
     for (one, two, difference), flip, p in zip(pairs, flips, holm([flip.p for flip in flips]), strict=True):
         se = difference.standard_error(resamples)
         detectable = minimal_detectable_effect(se) if se else None
-        found.append(Versus(scope, one, two, difference.figure(resamples), flip, p, detectable, p <= ALPHA))
+        seeds = len(difference.by_seed)
+        found.append(Versus(scope, one, two, difference.figure(resamples), flip, p, detectable, seeds, p <= ALPHA))
     return found
 
 
@@ -161,6 +171,7 @@ def figure_json(figure: Figure) -> dict[str, Any]:
 def versus_json(line: Versus, higher: str, lower: str) -> dict[str, Any]:
     """A comparison as plain values; `higher` and `lower` say what the first method does where it is apart."""
     value = line.difference.estimate.value or 0.0
+    verdict = (higher if value > 0 else lower) if line.apart else "not separable"
     return {
         "scope": line.scope,
         "first": line.first,
@@ -171,7 +182,7 @@ def versus_json(line: Versus, higher: str, lower: str) -> dict[str, Any]:
         "exact": line.flip.exact,
         "patterns": line.flip.patterns,
         "detectable": line.detectable,
-        "verdict": (higher if value > 0 else lower) if line.apart else "not separable",
+        "verdict": f"{verdict}, on these seeds" if line.shaky else verdict,
     }
 
 

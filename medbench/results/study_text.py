@@ -73,7 +73,10 @@ def shared_notes(found: Found, what: str) -> list[str]:
     if len(seeds) == 1:
         said.append("One seed: the variance of training is unknown; another seed may say otherwise.")
     else:
-        said.append("± is the deviation between seeds; intervals and p are conditional on the seeds trained.")
+        said.append(
+            "± is the deviation between seeds; intervals and p are conditional on the seeds trained. Where it says 'on "
+            "these seeds', a difference is less than two standard errors of the variation between them."
+        )
     budgets = {method["budget"] for method in found["methods"]}
     off = [m["method"] for m in found["methods"] if not m["comparable"]]
     if len(budgets) > 1 or off:
