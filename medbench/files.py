@@ -98,6 +98,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise WorkError(f"{path}: not readable as JSON ({error})") from error
+    except RecursionError as error:
+        raise WorkError(f"{path}: not readable as JSON (nested too deeply)") from error
 
 
 def publish_folder(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ other (`request_of`). A sweep over them is a list of independent RunSpecs (`medb
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from medbench.catalog import Catalog
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True)
+#: A grid of more points is a mistake: nobody could run it.
+MOST_POINTS = 10_000
 
 
 class Plot(BaseModel):
@@ -118,6 +121,8 @@ class Grid(BaseModel):
         Raises:
             RequestError: two equal points, an exclusion that fits none, or no point at all.
         """
+        if (count := math.prod(map(len, self.axes.values()))) > MOST_POINTS:
+            raise RequestError(f"{self.path}: {count:,} points; at most {MOST_POINTS:,}, so take values off the axes")
         product = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
         product = product if self.axes else []
         for n, part in enumerate(self.exclude):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import math
+import reprlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -133,14 +134,14 @@ def plain_value(name: str, value: Any, where: str) -> Any:
         try:
             return getattr(Fields.model_validate({name: value}), name)
         except ValidationError as error:
-            raise RequestError(f"{where}{name}: {value!r}: {error.errors()[0]['msg']}") from error
+            raise RequestError(f"{where}{name}: {reprlib.repr(value)}: {error.errors()[0]['msg']}") from error
     if not _is_setting(name):
         adapters = [f"adapter.{field}" for field in get_tuner("expert_lora").defaults]
         known = [*FIELDS, *adapters, *(f"training.{field}" for field in Training.model_fields), *_OTHER_SETTINGS]
         raise RequestError(f"{where}{name}: no field of a request and no setting; {hint(name, known)}")
     plain = number(value)
-    if not isinstance(plain, str | int | float | None) or (isinstance(plain, float) and not math.isfinite(plain)):
-        raise RequestError(f"{where}{name}: {value!r}: should be text, a finite number or a truth value")
+    if not isinstance(plain, str | int | float | None) or not is_finite(plain):
+        raise RequestError(f"{where}{name}: {reprlib.repr(value)}: should be text, a finite number or a truth value")
     return plain
 
 
@@ -152,10 +153,16 @@ def _is_setting(name: str) -> bool:
     return name in _OTHER_SETTINGS or (part in ("adapter", "mixture") and rest != "")
 
 
+def is_finite(value: Any) -> bool:
+    """Whether it is no number, or one that a float can hold."""
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
+
+
 def same(value: Any) -> Any:
     """A value such that 1 and 1.0 are one, and true is neither."""
     if isinstance(value, dict):
         return {key: same(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [same(inner) for inner in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and is_finite(value) else value

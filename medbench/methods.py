@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -153,7 +154,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             value = _number(yaml.safe_load(text))
         except (yaml.YAMLError, ValueError) as error:
             raise RequestError(f"--set {pair!r}: the value is not a YAML scalar") from error
-        if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        finite = not isinstance(value, int | float) or abs(value) <= sys.float_info.max
+        if not isinstance(value, str | int | float | None) or not finite:
             raise RequestError(f"--set {pair!r}: the value must be text or a finite number")
         settings[key.strip()] = value
     return settings

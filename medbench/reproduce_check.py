@@ -7,10 +7,10 @@ without a tolerance (times, memory, shares of a small figure) is not compared.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from medbench.catalog import packaged, read_yaml
 from medbench.data.card import validated
@@ -19,6 +19,7 @@ from medbench.files import write_text
 from medbench.reproduce_table import UNITS, Folded
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 #: Of `ci`, where a figure is a share of few items and one item up to 8 points.
 TOLERANCES = {"percent": 15.0, "points": 15.0, "parameters": 0.0}
 
@@ -31,7 +32,7 @@ class Expected(BaseModel):
     row: str
     column: str
     unit: str
-    value: float | None
+    value: _Finite | None
 
 
 class Expectations(BaseModel):
@@ -41,7 +42,7 @@ class Expectations(BaseModel):
 
     table: str
     scale: str
-    tolerances: dict[str, float]
+    tolerances: dict[str, _Finite]
     figures: list[Expected]
 
 

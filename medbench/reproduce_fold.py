@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from medbench.catalog import Catalog
-from medbench.errors import RequestError
+from medbench.errors import RequestError, WorkError
 from medbench.reproduce_plan import Reproduction
 from medbench.reproduce_studies import fold_studies
 from medbench.reproduce_table import Column, Entry, Folded, published_rows
@@ -195,19 +196,26 @@ def _costs(scores: Scores, arm: Arm) -> dict[int, dict[str, float]]:
     """Seed -> memory in GiB, seconds a step and an epoch, trained parameters and their share."""
     found = {}
     for seed, record in scores.records(arm, next(iter(arm.runs), "")).items():
-        stage = record["training"]["stages"][-1]
-        done = stage["steps"] - (stage["resumed_from"] or 0)  # in the seconds that are counted
-        memory = record["memory"]["fit"] or {}
-        peak = next((memory[key] for key in ("device_bytes", "process_bytes") if memory.get(key)), np.nan)
-        epochs = record["spec"]["stages"][-1]["training"]["epochs"]
-        found[seed] = {
-            "memory": peak / 2**30,
-            "step": stage["seconds"] / done if done else np.nan,
-            "epoch": stage["seconds"] / done * stage["steps"] / epochs / 60 if done else np.nan,
-            "parameters": float(record["parameters"]["trainable"]),
-            "params": record["parameters"]["percent"] / 100,
-        }
+        try:
+            found[seed] = _cost(record)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise WorkError(f"run {record['run']}: broken record, without what its training cost; run again") from error
     return found
+
+
+def _cost(record: dict[str, Any]) -> dict[str, float]:
+    stage = record["training"]["stages"][-1]
+    done = stage["steps"] - (stage["resumed_from"] or 0)  # in the seconds that are counted
+    memory = record["memory"]["fit"] or {}
+    peak = next((memory[key] for key in ("device_bytes", "process_bytes") if memory.get(key)), np.nan)
+    epochs = record["spec"]["stages"][-1]["training"]["epochs"]
+    return {
+        "memory": peak / 2**30,
+        "step": stage["seconds"] / done if done else np.nan,
+        "epoch": stage["seconds"] / done * stage["steps"] / epochs / 60 if done else np.nan,
+        "parameters": float(record["parameters"]["trainable"]),
+        "params": record["parameters"]["percent"] / 100,
+    }
 
 
 def _over_seeds(values: Mapping[int, float], arm: Arm) -> Entry:

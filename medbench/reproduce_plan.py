@@ -229,9 +229,15 @@ def plan_reproduction(
         places: further folders with finished runs.
 
     Raises:
-        RequestError: an unknown table or scale; data that is not there, where a set's card does not pin it.
+        RequestError: an unknown table or scale, a folder that is not there; data that is not there, where a set's card
+            does not pin it.
     """
     plan = load_plan(table, scale)
+    for place in places:
+        if not place.is_dir():
+            raise RequestError(f"--runs {place}: no such folder")
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"--out {out}: is no folder")
     priced = isinstance(catalog, CostCatalog)
     if scale == "full" and data_root is None and not priced:
         raise RequestError(f"{table} at scale full needs local data: pass --data-root; --dry-run shows what it costs")

@@ -132,6 +132,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"axes": {"limit": [True]}}, r"axes.limit: True"),
     ({"axes": {"adapter.rho": [float("nan")]}}, r"axes.adapter.rho: nan"),
     ({"axes": {"adapter.rho": [[1, 2]]}}, r"axes.adapter.rho: \[1, 2\]"),
+    ({"axes": {"adapter.rho": [10**400]}}, r"axes.adapter.rho: .* a finite number"),
+    ({"axes": {"limit": list(range(1, 102)), "train_limit": list(range(1, 102))}}, r"10,201 points; at most 10,000"),
     ({"axis": {}}, r"g.yaml: axis: unknown; did you mean axes\?"),
     ({"base": {"methods": "lora"}}, r"g.yaml: base.methods: unknown; did you mean method\?"),
     ({"base": {"set": {"budget": "2M"}}}, r"base.set.budget: is a field of the request"),

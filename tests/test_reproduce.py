@@ -169,6 +169,38 @@ def test_a_record_of_another_schema_version_is_one_line(tmp_path: Path) -> None:
         folded(found)
 
 
+def test_a_record_in_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    found = at(planned("T1", "ci"), tmp_path)
+    write_runs(tmp_path, specs_of(found), skill)
+    one, two = sorted(tmp_path.glob("*/record.json"))[:2]
+    two.write_text(one.read_text())
+    with pytest.raises(WorkError, match=f"is of run {one.parent.name[:12]}, not of this folder"):
+        folded(found)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"training": {}}, {"memory": {}}, {"training": {"stages": []}}, {"memory": {"fit": [1]}}]
+)
+def test_a_record_without_what_training_cost_is_one_line(tmp_path: Path, damage: dict[str, object]) -> None:
+    found = at(planned("T6", "ci"), tmp_path)
+    write_runs(tmp_path, specs_of(found), skill)
+    for path in tmp_path.glob("*/record.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(WorkError, match="broken record, without what its training cost"):
+        folded(found)
+
+
+def test_seconds_of_a_resumed_run_are_of_the_steps_that_were_left(tmp_path: Path) -> None:
+    found = at(planned("T6", "ci"), tmp_path)
+    write_runs(tmp_path, specs_of(found), skill, lambda spec: [1.0] * 5)
+    whole = folded(found).entries["lora", "step"].value
+    for path in tmp_path.glob("*/record.json"):
+        record = json.loads(path.read_text())
+        record["training"]["stages"][-1] |= {"resumed_from": 8, "seconds": 4.0}  # two of ten steps
+        path.write_text(json.dumps(record))
+    assert (whole, folded(found).entries["lora", "step"].value) == (2.0, 2.0)
+
+
 def test_t3_has_the_published_rows_by_scaling(tmp_path: Path) -> None:
     found = at(planned("T3", "nano"), tmp_path)
 
@@ -326,6 +358,7 @@ def test_what_has_no_data_here_is_left_out_and_the_rest_is_done(
 def test_unknown_tables_scales_and_missing_data_are_one_line(cli: Cli) -> None:
     for words, said in {
         ("T9",): "reproduce T9: no such table; known: T1, T2, T3, T4, T5, T6, T7",
+        ("T3", "--runs", "nowhere"): "--runs nowhere: no such folder",
         ("T3", "--scale", "nan"): "--scale 'nan': did you mean nano?",
         ("T3", "--scale", "full"): "T3 at scale full needs local data: pass --data-root; --dry-run shows what it costs",
         (

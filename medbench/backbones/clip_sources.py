@@ -85,7 +85,7 @@ def read_dual(path: Path) -> DualConfig:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise RequestError(f"backbone {path}: not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise RequestError(f"backbone {path}: expected a mapping with kind, vision, text, projections, dim, image_size")

@@ -161,6 +161,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             missing.append(f"the figures of {task}")
     if missing:
         raise WorkError(f"{path}: broken record, without {', '.join(missing)}; remove it and run again")
+    if len(folder.name) == len(str(record["run"])) and folder.name != record["run"]:
+        raise WorkError(f"{path}: is of run {record['run'][:12]}, not of this folder; remove it and run again")
     return record
 
 
