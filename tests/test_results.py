@@ -21,6 +21,10 @@ TABLES = [MEASURED, MEASURED / "methods"]
 BESIDE = {
     MEASURED / "ablation": (),
     MEASURED / "segment_start": (),
+    MEASURED / "T5": (),
+    MEASURED / "T7": (),
+    MEASURED / "convergence": (),
+    MEASURED / "dinov2": (),
     MEASURED / "classification": ("--paper", "T2", "--group", "real_cls"),
 }
 FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("**/spec.json"))
