@@ -188,6 +188,10 @@ def test_what_other_seeds_could_have_made_is_no_verdict() -> None:
     # Beside a line whose seeds agree, half of its variance and two degrees of freedom.
     pooled = judge([difference([0.20, 0.01]), difference([0.1, 0.1])])[0]
     assert pooled.p_seeds == pytest.approx(2 * student.sf(0.105 / (0.19 / 2 / math.sqrt(2)), 2))
+    # Not beside a line of another study, and as well beside a difference that is no line.
+    apart = judge([difference([0.20, 0.01]), replace(difference([0.1, 0.1]), pool="else")])[0]
+    assert apart.p_seeds == shaky.p_seeds
+    assert judge([replace(difference([0.20, 0.01]), others=(0.0,))])[0].p_seeds == pooled.p_seeds
 
 
 def test_lines_that_are_not_run_count_for_the_correction_and_those_shown_alone_do_not() -> None:
@@ -234,8 +238,6 @@ def segments(table: dict[str, list[float]]) -> Any:
 )
 def test_whether_a_segment_is_best_everywhere(tmp_path: Path, table: dict[str, list[float]], verdict: str) -> None:
     write_runs(tmp_path, grid_specs("segment_start"), segments(table))
-    # The deviation between two seeds of a single line is too little to go by: with the table's other lines.
-    write_runs(tmp_path, grid_specs("nano_T7_experts"), lambda spec, task: 0.1 * (spec.method.adapter["top_k"] == 2))
     assert judged(tmp_path, "T7")["no_segment_is_best_everywhere"].verdict == verdict
 
 

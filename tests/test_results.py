@@ -84,3 +84,11 @@ def test_the_verdicts_beside_the_runs_are_as_judged(cli: Cli) -> None:
     done = cli("claims", MEASURED, "--scale", "nano")
     assert done.returncode == 0
     assert done.stdout == (MEASURED / "claims.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "reproduced").glob("*.md")), ids=lambda path: path.stem)
+def test_a_reproduced_table_is_as_folded(path: Path, cli: Cli, tmp_path: Path) -> None:
+    table, _, scale = path.stem.partition("-")
+    done = cli("reproduce", table, "--scale", scale, "--no-run", "--runs", MEASURED, "--out", tmp_path)
+    assert done.returncode == 0
+    assert done.stdout == path.read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from medbench.results.routes import Routes, read_routes
 from medbench.results.study_scores import MEAN, Items, Scope
 from medbench.scoring.contrasts import Contrast, Term
 from medbench.scoring.permutation import holm
+from medbench.scoring.stats import seed_sd
 from medbench.scoring.weighted import Array
 from medbench.studies import Study
 
@@ -40,8 +41,9 @@ def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
         names = [line.name for line in claim.lines] or [claim.id]
         gaps = [line.published for line in claim.lines] or [None]
         return [Measured(name, gap=gap, lacking=str(error)) for name, gap in zip(names, gaps, strict=True)]
+    pool = " ".join(place.grids(claim))
     if claim.kind == "no_best":
-        return [_no_best(claim, arms, scores)]
+        return [replace(_no_best(claim, arms, scores), pool=pool)]
     of_kind: dict[str, Callable[[Claim, Line, list[Arm], Scores], Measured]] = {
         "difference": _difference,
         "best": _difference,
@@ -51,7 +53,7 @@ def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
         "routing": _routing,
     }
     each = [(line, of_kind[claim.kind](claim, line, arms, scores)) for line in _lines(claim, arms)]
-    return [replace(found, judged=line.judged) for line, found in each]
+    return [replace(found, judged=line.judged, pool=pool) for line, found in each]
 
 
 def _lines(claim: Claim, arms: Sequence[Arm]) -> Sequence[Line]:
@@ -104,7 +106,9 @@ def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:
     else:
         worst = max(own for _, own, _ in less[least])
     name = f"least regret: {arms[least].name}"
-    return Measured(name, regrets[least][2], seeds, lacking=lacking, p=worst)
+    sds = [seed_sd([float(value) for value in contrast.by_seed]) for _, _, contrast in pairs]
+    others = tuple(sd for sd in sds if sd is not None)
+    return Measured(name, regrets[least][2], seeds, lacking=lacking, p=worst, others=others)
 
 
 def _of_studies(place: Workplace, table: str, claim: Claim) -> list[Measured]:
@@ -125,7 +129,7 @@ def _of_studies(place: Workplace, table: str, claim: Claim) -> list[Measured]:
             name = f"{part.name}: {line.name}{', as a share' if unit == 'percent' else ''}"
             gap = line.published if unit == "points" else None
             empty = None if contrast else "one of the two had nothing to forget"
-            found.append(Measured(name, contrast, seeds, unit, gap, lacking or empty))
+            found.append(Measured(name, contrast, seeds, unit, gap, lacking or empty, pool=part.name))
     return found or [Measured(claim.id, lacking=f"no study at scale {place.scale}")]
 
 

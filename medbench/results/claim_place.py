@@ -40,7 +40,7 @@ class Workplace:
 
     def command(self, table: str, claim: Claim) -> str:
         """What does the runs of a claim, with as many seeds as it asks for."""
-        names = self._grids(claim)
+        names = self.grids(claim)
         planned = [self._sweeps[name].seeds for name in names if name in self._sweeps]
         few = self.seeds is not None or min(map(len, planned), default=0) < claim.seeds
         seeds = ",".join(map(str, self.seeds if self.seeds is not None else range(claim.seeds)))
@@ -61,7 +61,7 @@ class Workplace:
         Raises:
             RequestError: no grid at this scale, or one that needs data which is not there.
         """
-        names = self._grids(claim)
+        names = self.grids(claim)
         if not names:
             raise RequestError(f"no grid at scale {self.scale}")
         if self.scale == "full" and self.data_root is None:
@@ -76,7 +76,8 @@ class Workplace:
         found = {identity: folder for identity in every if (folder := self._folder(identity)) is not None}
         return [arm for arm in arms if arm.fits(claim.among)], Scores(found)
 
-    def _grids(self, claim: Claim) -> list[str]:
+    def grids(self, claim: Claim) -> list[str]:
+        """The grids of a claim at this scale."""
         return next((names for scale, names in claim.runs.items() if scale == self.scale), [])
 
     def _folder(self, identity: str) -> Path | None:

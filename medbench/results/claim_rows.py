@@ -24,6 +24,8 @@ class Measured:
         lacking: why it cannot be judged.
         p: where it is not that of the contrast alone.
         judged: whether the claim stands or falls with it.
+        pool: lines with the same one are of the same grids or study, so that their seeds differ alike.
+        others: deviations between seeds of further differences that are no lines, in the same pool.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Measured:
     lacking: str | None = None
     p: float | None = None
     judged: bool = True
+    pool: str = ""
+    others: tuple[float, ...] = ()
 
 
 def fitting(claim: Claim, arms: Sequence[Arm], rows: Rows) -> list[Arm]:

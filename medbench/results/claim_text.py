@@ -15,7 +15,7 @@ _NOTES = (
     "The effect is what is claimed to be above zero, with an image-clustered 95 % bootstrap interval; ± is the "
     "deviation between seeds. Intervals are conditional on the seeds trained; verdicts are not.",
     "p (images): sign flips of whole images, two-sided. p (seeds): a t test against the deviation between seeds, "
-    "pooled over the lines of the table with the same unit. The larger one, corrected over all judged lines of the "
+    "pooled over the lines of the same grids or study. The larger one, corrected over all judged lines of the "
     "table (Holm), makes the verdict (5 %).",
     "detectable: the smallest true effect that such tests would find with probability 0.8, of such items and seeds. "
     "items needed: for the published difference, if further items differed as these do; where the seeds alone differ "

@@ -2,9 +2,10 @@
 
 Each line of a claim is a paired difference (`medbench.scoring.contrasts`) with an interval that is bootstrapped by
 image. Two tests must both speak: sign flips of whole images (would other images say so?), and a t test of the effect
-against the deviation between seeds (would other seeds?), pooled over the table's lines of one unit, since two or three
-seeds of one line say little. The larger p is corrected over all judged lines of the claims of one table, run or not
-(Holm). What is significant in the claimed direction supports it, what is significant in the other contradicts it.
+against the deviation between seeds (would other seeds?), pooled over the table's lines of the same grids or study,
+since two or three seeds of one line say little. The larger p is corrected over all judged lines of the claims of one
+table, run or not (Holm). What is significant in the claimed direction supports it, what is significant in the other
+contradicts it.
 """
 
 from __future__ import annotations
@@ -162,9 +163,13 @@ def judge(
         resamples: of the intervals.
     """
     figures = [one.contrast.figure(resamples) if one.contrast else None for one in measured]
-    sds = [(one.unit, figure.seed_sd, len(one.seeds)) for one, figure in zip(measured, figures, strict=True) if figure]
+    pools: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    for one, figure in zip(measured, figures, strict=True):
+        if figure is not None:
+            each = [figure.seed_sd, *one.others]
+            pools.setdefault((one.unit, one.pool), []).extend((sd, len(one.seeds)) for sd in each if sd is not None)
     family = sum(one.judged for one in measured)
-    tests = [_tested(one, sds, resamples) if _testable(one) else None for one in measured]
+    tests = [_tested(one, pools[one.unit, one.pool], resamples) if _testable(one) else None for one in measured]
     known = [max(test.p, test.p_seeds or 0.0) for test in tests if test]
     corrected = iter(holm([*known, *[1.0] * (family - len(known))]))
     found = []
@@ -183,11 +188,11 @@ def _too_few(contrast: Contrast) -> bool:
     return 2.0 ** (1 - sum(contrast.clusters.values())) > ALPHA
 
 
-def _tested(one: Measured, sds: Sequence[tuple[str, float | None, int]], resamples: int) -> _Tested:
-    """The tests of a line; the deviation between seeds is pooled over the lines of its unit."""
+def _tested(one: Measured, sds: Sequence[tuple[float, int]], resamples: int) -> _Tested:
+    """The tests of a line; the deviation between seeds is that of its pool: deviations, each with how many seeds."""
     assert one.contrast is not None
     p = one.p if one.p is not None else one.contrast.test().p
-    each = [(sd, count - 1) for unit, sd, count in sds if unit == one.unit and sd is not None and count > 1]
+    each = [(sd, count - 1) for sd, count in sds]
     freedom = sum(free for _, free in each)
     pooled = math.sqrt(sum(free * sd**2 for sd, free in each) / freedom) if freedom else 0.0
     se_seeds = pooled / math.sqrt(len(one.seeds))
