@@ -258,8 +258,8 @@ def needed_items(n: int, se: float, se_seeds: float, gap: float, alpha: float = 
     More items shrink that, but not the standard error between seeds: infinite where that alone is too large.
 
     Example:
-        >>> needed_items(1000, 0.01, 0.0, 0.0140079, 0.05), needed_items(1000, 0.01, 0.01, 0.014, 0.05)
-        (4000, inf)
+        >>> needed_items(1000, 0.01, 0.0, 0.014), needed_items(1000, 0.01, 0.01, 0.014)
+        (4005, inf)
     """
     if not gap:
         raise RequestError("no number of items shows a gap of zero")
