@@ -26,7 +26,8 @@ from medbench.data.load import load_items
 from medbench.files import write_text
 from medbench.scoring.bootstrap import Estimate
 from medbench.scoring.findings import NO_FINDING, chexbert14, contingency, problem_labels
-from medbench.scoring.report import estimate, implementations, score
+from medbench.scoring.kinds import estimate_kind
+from medbench.scoring.report import implementations, score
 
 TASK = "iu_xray_report"
 COMMAND = "python benchmarks/report_sanity.py --data-root ../shared/data --out results/sanity/iu_xray_reports.md"
@@ -50,7 +51,7 @@ def figures(items: Sequence[Item], predictions: Sequence[str]) -> dict[str, Esti
             "prediction": list(predictions),
         }
     )
-    return estimate([score(frame)])
+    return estimate_kind("report", [score(frame)])
 
 
 def shown(found: Estimate) -> str:

@@ -17,8 +17,8 @@ from medbench.results.paper_table import AVERAGE, build_paper_table
 from medbench.results.paper_text import render_paper
 from medbench.results.published import Published, load_published
 from medbench.scoring.bootstrap import RESAMPLES
+from medbench.scoring.kinds import measures_of
 from medbench.scoring.measures import aligned, estimate_measures
-from medbench.scoring.paired import measures_of
 from medbench.scoring.stats import metric_values, seed_sd
 
 #: The figures of T4, by kind of task; the published BLEU is a mean of orders or not, which is not said.
@@ -59,7 +59,7 @@ def one_figure(scores: Scores, arm: Arm, task: str, metric: str, resamples: int)
     if measure is None:
         return Entry(None, planned=planned, reason=f"{task} has no {metric}")
     estimate = estimate_measures({metric: measure}, own, {"resamples": resamples, "level": 0.95, "seed": 0})[metric]
-    each = [metric_values(table).get(metric) for table in own]
+    each = [metric_values(table, (metric,))[metric] for table in own]
     return Entry.of(estimate, list(tables), planned, seed_sd(each))
 
 

@@ -17,7 +17,6 @@ from medbench.plan_data import cards_of
 from medbench.request import Request
 from medbench.scoring.figures import UNBOUNDED, better
 from medbench.scoring.kinds import get_family
-from medbench.scoring.measures import Measure
 from medbench.spec import RunSpec
 
 #: `sequence`: traced, one task after another; `joint`: all at once; `alone`: one of them; `none`: nothing is trained.
@@ -174,8 +173,7 @@ def _metrics(cards: Sequence[Card], asked: Sequence[str]) -> dict[str, tuple[str
 
 
 def _means(kind: str) -> list[str]:
-    measures: dict[str, Measure] = dict(getattr(get_family(kind), "MEASURES", {}))
-    means = [name for name, measure in measures.items() if measure.statistic is None]
+    means = [name for name, measure in get_family(kind).MEASURES.items() if measure.statistic is None]
     return [name for name in means if better(name) == 1 and name not in UNBOUNDED]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from medbench.data.item import Item
 from medbench.errors import RequestError
 from medbench.results.record import task_figures
 from medbench.scoring.bootstrap import cluster_bootstrap
-from medbench.scoring.classification import METRICS, estimate, named_class, score
+from medbench.scoring.classification import METRICS, named_class, score
 from medbench.scoring.figures import better, scale_of
-from medbench.scoring.kinds import get_family
+from medbench.scoring.kinds import estimate_kind, get_family
 from medbench.scoring.multiclass import macro_f1_statistic, mean_recall_statistic, one_vs_rest_auroc_statistic
 from medbench.scoring.predictions import score_task
 from medbench.scoring.weighted import Statistic
+
+estimate = partial(estimate_kind, "classification")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]

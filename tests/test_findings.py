@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 from test_report_common import frame
 
 from medbench.scoring.findings import NO_FINDING, chexbert14, contingency, problem_labels
-from medbench.scoring.report import estimate, score
+from medbench.scoring.kinds import estimate_kind
+from medbench.scoring.report import score
+
+estimate = partial(estimate_kind, "report")
 
 FOURTEEN = {
     *("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,18 @@ from medbench.errors import WorkError
 from medbench.results.record import task_figures
 from medbench.scoring import profile_names
 from medbench.scoring.bootstrap import cluster_draws
+from medbench.scoring.kinds import estimate_kind
 from medbench.scoring.yesno import (
     METRICS,
     always_yes,
     balanced_accuracy_statistic,
-    estimate,
     f1_statistic,
     parse,
     reference_lines,
     score,
 )
+
+estimate = partial(estimate_kind, "hallucination")
 
 YES_NO = st.sampled_from(("yes", "no"))
 ITEM = st.tuples(YES_NO, YES_NO, st.integers(0, 5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from test_report_common import GOLD, SAID, frame
 from medbench.errors import RequestError, WorkError
 from medbench.scoring import report, report_rouge
 from medbench.scoring.bootstrap import cluster_bootstrap
-from medbench.scoring.report import COLUMNS, METRICS, estimate, implementations, score
+from medbench.scoring.kinds import estimate_kind
+from medbench.scoring.report import COLUMNS, METRICS, implementations, score
 from medbench.scoring.report_bleu import COUNTS, BleuStatistic, bleu_counts, sentence_bleu
 from medbench.scoring.report_cider import cider_d
 from medbench.scoring.report_rouge import common_length, rouge
 from medbench.scoring.report_text import words
+
+estimate = partial(estimate_kind, "report")
 
 BINDING = (
     *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor", "cider_d"),

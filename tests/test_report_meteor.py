@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import nltk.data
@@ -14,8 +15,11 @@ from test_report_common import GOLD, SAID, frame, write_wordnet
 
 from medbench.errors import WorkError
 from medbench.scoring import report_meteor
-from medbench.scoring.report import check_resources, estimate, implementations, score
+from medbench.scoring.kinds import estimate_kind
+from medbench.scoring.report import check_resources, implementations, score
 from medbench.scoring.report_meteor import load_meteor
+
+estimate = partial(estimate_kind, "report")
 
 SYNSETS = [("liquid", "fluid", "effusion"), ("opacity", "density", "shadow")]
 

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +21,11 @@ from test_scoring_common import caller, items_of, write_lines
 
 from medbench.errors import RequestError, WorkError
 from medbench.files import file_digest
-from medbench.scoring.report import METRICS, estimate, implementations, score
+from medbench.scoring.kinds import estimate_kind
+from medbench.scoring.report import METRICS, implementations, score
 from medbench.scoring.report_plugins import PLUGINS, Requested, plugin_implementations, request_plugins
+
+estimate = partial(estimate_kind, "report")
 
 WORDS = [
     "[PAD]",

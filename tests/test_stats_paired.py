@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from medbench.errors import RequestError, WorkError
-from medbench.scoring.kinds import get_family, kinds
-from medbench.scoring.paired import compare_paired, measures_of
+from medbench.scoring.kinds import get_family, kinds, measures_of
+from medbench.scoring.paired import compare_paired
 from medbench.scoring.stats import estimate_metrics
 
 REPORTS = (

@@ -11,10 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medbench.scoring.bootstrap import LEVEL
 from medbench.scoring.choices import named_option
 from medbench.scoring.figures import better
-from medbench.scoring.kinds import get_family
+from medbench.scoring.kinds import estimate_kind, get_family
 from medbench.scoring.measures import Measure
 from medbench.scoring.profiles import get_profile
 from medbench.scoring.vqa import METRICS
@@ -84,18 +83,13 @@ def _needs_all(name: str, measure: Measure) -> bool:
 
 
 def _by_generation(kind: str) -> dict[str, Measure]:
-    found = _measures(kind)
+    found = get_family(kind).MEASURES
     return {name: measure for name, measure in found.items() if not _FROM_PROBABILITIES.intersection(measure.columns)}
 
 
 def _by_likelihood(kind: str) -> dict[str, Measure]:
-    found = _measures(kind)
+    found = get_family(kind).MEASURES
     return {name: measure for name, measure in found.items() if _FROM_PROBABILITIES.intersection(measure.columns)}
-
-
-def _measures(kind: str) -> Mapping[str, Measure]:
-    found: Mapping[str, Measure] = getattr(get_family(kind), "MEASURES", {})
-    return found
 
 
 def _values(doc: Mapping[str, Any], said: Row, measures: Mapping[str, Measure]) -> dict[str, Any]:
@@ -128,7 +122,7 @@ def _remembered(kind: str) -> Callable[[Sequence[Row]], Mapping[str, float | Non
         same = len(items) == len(last[0]) and all(one is two for one, two in zip(items, last[0], strict=True))
         if not same:
             table = _score_table(kind, items)
-            found = get_family(kind).estimate([table], 0, LEVEL, 0)
+            found = estimate_kind(kind, [table], resamples=0)
             last = (list(items), {name: estimate.value for name, estimate in found.items()})
         return last[1]
 

@@ -27,7 +27,8 @@ from medbench.results.rows import (
 from medbench.results.tables import DEFAULT_METRICS
 from medbench.results.writing import Format, points, with_notes
 from medbench.scoring.figures import scale_of
-from medbench.scoring.paired import Paired, estimate_paired, measures_of
+from medbench.scoring.kinds import measures_of
+from medbench.scoring.paired import Paired, estimate_paired
 
 KINDS = ("test", "train")
 

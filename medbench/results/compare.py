@@ -13,7 +13,8 @@ from medbench.results.record import read_scores
 from medbench.results.rows import Group, Row, about_runs, known_metrics, read_groups
 from medbench.scoring.analytic import ALPHA, minimal_detectable_effect
 from medbench.scoring.figures import better
-from medbench.scoring.paired import Tested, compare_paired, measures_of
+from medbench.scoring.kinds import measures_of
+from medbench.scoring.paired import Tested, compare_paired
 from medbench.scoring.permutation import holm
 from medbench.scoring.stats import metric_values, seed_sd
 
@@ -124,7 +125,7 @@ def _lines(
         if name not in measures and not every:
             raise RequestError(f"{task} has no {name}; {did_you_mean(name, measures)}")
     training = training_differences(*groups)
-    values = [[metric_values(table) for table in tables] for tables in (one, two)]
+    values = [[metric_values(table, wanted) for table in tables] for tables in (one, two)]
     for name in (name for name in wanted if name in measures):
         try:
             tested = compare_paired(one, two, name)

@@ -68,7 +68,7 @@ def courses(
             figures: dict[str, list[tuple[int, Estimate]]] = {}
             for step in sorted(set.intersection(*(set(table["step"]) for table in own))):
                 tables = aligned([table[table["step"] == step] for table in own])
-                estimates = estimate_metrics(tables, TRACE_RESAMPLES)
+                estimates = estimate_metrics(tables, TRACE_RESAMPLES, only=metrics)
                 for metric in (metric for metric in metrics if metric in estimates):
                     figures.setdefault(metric, []).append((int(step), estimates[metric]))
             found.append(Course(name, task, losses, figures))

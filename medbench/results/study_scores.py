@@ -17,8 +17,8 @@ from medbench.errors import WorkError
 from medbench.results.record import read_record, read_scores
 from medbench.scoring.analytic import ALPHA, minimal_detectable_effect
 from medbench.scoring.contrasts import Contrast, Figure, Term
+from medbench.scoring.kinds import measures_of
 from medbench.scoring.measures import aligned
-from medbench.scoring.paired import measures_of
 from medbench.scoring.permutation import SignFlip, holm
 from medbench.scoring.weighted import Array
 from medbench.spec import RunSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def build_table(paths: Iterable[Path], metrics: Sequence[str] = DEFAULT_METRICS)
     """
     metrics = known_metrics(metrics)
     groups, incomplete = read_groups(paths)
-    made = [(_row(group, scores), group, scores) for group in groups for scores in [_scores(group)]]
+    made = [(_row(group, scores, metrics), group, scores) for group in groups for scores in [_scores(group)]]
     made.sort(key=lambda entry: row_order(entry[0]))
     rows = tuple(row for row, _, _ in made)
     tasks = list(dict.fromkeys(cell.task for row in rows for cell in row.cells))
@@ -161,13 +161,15 @@ def _scores(group: Group) -> Scores:
     }
 
 
-def _row(group: Group, scores: Scores) -> Row:
+def _row(group: Group, scores: Scores, metrics: Collection[str]) -> Row:
     _, record = next(iter(group.values()))
     cells = []
     for content, (column, tables) in zip(record["tasks"].values(), scores.items(), strict=True):
-        one = content["metrics"] if len(tables) == 1 else None
-        estimates = _read_estimates(one) if one is not None else estimate_metrics(tables)
-        per_seed = [metric_values(table) for table in tables] if one is None else []
+        if len(tables) == 1:
+            estimates, per_seed = _read_estimates(content["metrics"], metrics), []
+        else:
+            estimates = estimate_metrics(tables, only=metrics)
+            per_seed = [metric_values(table, metrics) for table in tables]
         cells += [
             Cell(column, name, estimate, seed_sd([values[name] for values in per_seed]))
             for name, estimate in estimates.items()
@@ -175,8 +177,8 @@ def _row(group: Group, scores: Scores) -> Row:
     return replace(about_runs(group), cells=tuple(cells))
 
 
-def _read_estimates(metrics: dict[str, Any]) -> dict[str, Estimate]:
-    return {name: Estimate(**entry) for name, entry in metrics.items()}
+def _read_estimates(found: dict[str, Any], metrics: Collection[str]) -> dict[str, Estimate]:
+    return {name: Estimate(**entry) for name, entry in found.items() if name in metrics}
 
 
 def render(table: Table, form: Format) -> str:

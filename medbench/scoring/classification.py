@@ -25,8 +25,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from medbench.errors import RequestError
-from medbench.scoring.bootstrap import LEVEL, RESAMPLES, Estimate, cluster_bootstrap_mean
-from medbench.scoring.measures import Measure, estimate_measures
+from medbench.scoring.bootstrap import RESAMPLES, Estimate, cluster_bootstrap_mean
+from medbench.scoring.measures import Measure
 from medbench.scoring.multiclass import macro_f1_statistic, mean_recall_statistic, one_vs_rest_auroc_statistic
 from medbench.scoring.normalise import tokens
 from medbench.scoring.pairs import text_problem
@@ -120,17 +120,6 @@ def score(
     table = items[["id", "cluster", "type"]].reset_index(drop=True).assign(profile=rule.NAME)
     scored = pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(NUMBERS, float))
     return pd.concat([table, scored], axis=1)
-
-
-def estimate(
-    tables: Sequence[pd.DataFrame], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> dict[str, Estimate]:
-    """All of `METRICS` with their intervals, from one score table a seed.
-
-    Raises:
-        WorkError: as `medbench.scoring.measures.estimate_measures`.
-    """
-    return estimate_measures(MEASURES, tables, {"resamples": resamples, "level": level, "seed": seed})
 
 
 def about(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ interval of the difference is that of a paired comparison.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from medbench.scoring.bootstrap import (
     cluster_draws,
     estimate_of_draws,
 )
-from medbench.scoring.kinds import get_family, kind_of
+from medbench.scoring.kinds import kind_of, measures_of
 from medbench.scoring.measures import Measure, Settings, aligned
 from medbench.scoring.permutation import PERMUTATIONS, SignFlip, sign_flip_test
 from medbench.scoring.weighted import Array, Statistic, mean_statistic
@@ -149,15 +149,6 @@ def measure_of(table: pd.DataFrame, metric: str) -> Measure:
     if metric not in measures:
         raise RequestError(f"tasks of kind {kind_of(table)} have no {metric}; {did_you_mean(metric, measures)}")
     return measures[metric]
-
-
-def measures_of(table: pd.DataFrame) -> Mapping[str, Measure]:
-    """The metrics of the kind of task that a score table is of, as far as they can be compared item by item."""
-    family = get_family(kind_of(table))
-    found: dict[str, Measure] = dict(getattr(family, "MEASURES", {}))
-    if hasattr(family, "plugin_measures"):  # of optional scorers, where the table has their columns
-        found |= family.plugin_measures(list(table.columns))
-    return found
 
 
 def _pair(first: Tables, second: Tables, metric: str) -> _Pair:

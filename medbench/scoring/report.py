@@ -27,14 +27,14 @@ import pandas as pd
 
 from medbench.errors import RequestError
 from medbench.progress import progress_bar
-from medbench.scoring.bootstrap import LEVEL, RESAMPLES, Estimate
 from medbench.scoring.findings import chexbert14
-from medbench.scoring.measures import Measure, estimate_measures
+from medbench.scoring.measures import Measure
 from medbench.scoring.profiles import Profile, as_profile
 from medbench.scoring.report_bleu import COUNTS, EPSILON, BleuStatistic, bleu_counts, sentence_bleu
 from medbench.scoring.report_cider import ONE_REFERENCE, SIGMA, cider_d
 from medbench.scoring.report_meteor import MISSING, load_meteor
-from medbench.scoring.report_plugins import Requested, f1_of_counts, plugin_measures
+from medbench.scoring.report_plugins import Requested, f1_of_counts
+from medbench.scoring.report_plugins import plugin_measures as plugin_measures  # of the family, see kinds
 from medbench.scoring.report_rouge import NAMES as ROUGE
 from medbench.scoring.report_rouge import rouge
 from medbench.scoring.report_text import ORDERS, TOKENS, words
@@ -117,22 +117,6 @@ def score(items: pd.DataFrame, profile: str | Profile = "medbench", plugins: Seq
         with _bar(asked.plugin.name, len(golds)) as step:
             scored = scored.assign(**asked.score(golds, predictions, step))
     return pd.concat([table, scored.astype(float)], axis=1)
-
-
-def estimate(
-    tables: Sequence[pd.DataFrame], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> dict[str, Estimate]:
-    """All of `METRICS` with their intervals, and those of the plug-ins that every table was scored with.
-
-    Clusters (studies) are resampled. Corpus BLEU and the shares of findings are computed from a resample's sums; the
-    other figures are means over reports. Over several seeds, the mean of the seeds' figures.
-
-    Raises:
-        WorkError: the seeds differ in items, clusters, types or profile.
-    """
-    shared = [name for name in tables[0].columns if all(name in table for table in tables)] if tables else []
-    measures = MEASURES | plugin_measures(shared)
-    return estimate_measures(measures, tables, {"resamples": resamples, "level": level, "seed": seed})
 
 
 def about(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ is conditional on the seeds, and `seed_sd` is printed beside it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from medbench.scoring.bootstrap import (
     cluster_bootstrap,
     cluster_bootstrap_mean,
 )
-from medbench.scoring.kinds import get_family, kind_of
+from medbench.scoring.kinds import estimate_kind, kind_of
 
 __all__ = [
     "RESAMPLES",
@@ -44,13 +44,17 @@ def seed_sd(per_seed_values: Sequence[float | None]) -> float | None:
     return float(np.std(values, ddof=1))
 
 
-def metric_values(table: pd.DataFrame) -> dict[str, float | None]:
+def metric_values(table: pd.DataFrame, only: Collection[str] | None = None) -> dict[str, float | None]:
     """The figures of one seed's score table without intervals, for `seed_sd`."""
-    return {name: estimate.value for name, estimate in estimate_metrics([table], resamples=0).items()}
+    return {name: estimate.value for name, estimate in estimate_metrics([table], resamples=0, only=only).items()}
 
 
 def estimate_metrics(
-    tables: Sequence[pd.DataFrame], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    tables: Sequence[pd.DataFrame],
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+    only: Collection[str] | None = None,
 ) -> dict[str, Estimate]:
     """All figures of a task over its seeds, as its kind has them (`medbench.scoring.kinds`).
 
@@ -60,6 +64,7 @@ def estimate_metrics(
         resamples: How many resamples.
         level: Coverage of the intervals.
         seed: Seed of the draws.
+        only: The figures wanted, those that the task does not have left out; None for all.
 
     Returns:
         Metric name -> estimate. Items that a figure cannot use are counted in its `left_out`. What is no mean over
@@ -70,4 +75,4 @@ def estimate_metrics(
     """
     if not tables:
         raise WorkError("no score table")
-    return get_family(kind_of(tables[0])).estimate(tables, resamples, level, seed)
+    return estimate_kind(kind_of(tables[0]), tables, resamples, level, seed, only)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import pandas as pd
-
-from medbench.scoring.bootstrap import LEVEL, RESAMPLES, Estimate
-from medbench.scoring.measures import Measure, estimate_measures
+from medbench.scoring.measures import Measure
 from medbench.scoring.profiles import KEYS
 from medbench.scoring.vqa import METRICS as MEANS
 from medbench.scoring.vqa import PROBABILITY_COLUMNS, PROBABILITY_METRICS, score_table
@@ -24,14 +21,3 @@ MEASURES: dict[str, Measure] = {
 METRICS = tuple(MEASURES)
 COLUMNS = (*KEYS, *PROBABILITY_COLUMNS)
 score = score_table
-
-
-def estimate(
-    tables: Sequence[pd.DataFrame], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> dict[str, Estimate]:
-    """All of `METRICS` with their intervals, from one score table a seed.
-
-    Raises:
-        WorkError: as `medbench.scoring.measures.estimate_measures`.
-    """
-    return estimate_measures(MEASURES, tables, {"resamples": resamples, "level": level, "seed": seed})

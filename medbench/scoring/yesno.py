@@ -24,9 +24,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from medbench.scoring.bootstrap import LEVEL, RESAMPLES, Estimate
 from medbench.scoring.choices import named_option
-from medbench.scoring.measures import Measure, estimate_measures
+from medbench.scoring.measures import Measure
 from medbench.scoring.normalise import tokens
 from medbench.scoring.profiles import KEYS, Profile, as_profile
 from medbench.scoring.vqa import PROBABILITY_COLUMNS, score_table
@@ -162,19 +161,6 @@ MEASURES: dict[str, Measure] = {
     "ece": Measure("closed", ("confidence", "argmax_right"), _NO_PROBABILITIES, ece_statistic),
 }
 METRICS = tuple(MEASURES)
-
-
-def estimate(
-    tables: Sequence[pd.DataFrame], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> dict[str, Estimate]:
-    """All of `METRICS` with their intervals, from one score table a seed.
-
-    Items that a figure cannot use (multiple choice, or no probabilities) are counted in its `left_out`.
-
-    Raises:
-        WorkError: the seeds differ in items, clusters, types or profile.
-    """
-    return estimate_measures(MEASURES, tables, {"resamples": resamples, "level": level, "seed": seed})
 
 
 def about(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
