@@ -26,6 +26,10 @@ class WorkError(MedbenchError):
     exit_code = 1
 
 
+class HeldError(WorkError):
+    """Another process is at this run; it will be finished, or free, when that one is done."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint naming the nearest known names, or all of them when none is near.
 

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from medbench.errors import WorkError
+from medbench.errors import HeldError, WorkError
 
 
 def canonical_json(value: Any) -> str:
@@ -122,11 +122,12 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def run_lock(folder: Path, what: str = "run") -> Iterator[None]:
+def run_lock(folder: Path, what: str = "run", wait: bool = False) -> Iterator[None]:
     """Holds a folder for one process; the kernel lets go when that process dies, however it dies.
 
     Raises:
-        WorkError: another process holds it (the message says which), or the folder cannot be made.
+        HeldError: another process holds it (the message says which), and it is not waited for.
+        WorkError: the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,13 +135,13 @@ def run_lock(folder: Path, what: str = "run") -> Iterator[None]:
         raise WorkError(f"cannot make the {what} folder {folder}: {error.strerror or error}") from error
     lock, holder = FileLock(folder / ".lock"), folder / ".lock.holder"
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
         try:
             who = holder.read_text(encoding="utf-8").strip()
         except OSError:  # not yet written, or already gone
             who = "another process"
-        raise WorkError(f"{what} {folder.name[:12]} is held by {who}; wait for it or stop it") from error
+        raise HeldError(f"{what} {folder.name[:12]} is held by {who}; wait for it or stop it") from error
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}", encoding="utf-8")

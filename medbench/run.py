@@ -23,12 +23,17 @@ from medbench.spec import RunSpec
 from medbench.tuners import get_tuner
 
 
-def run(job: Job) -> Path:
+def run(job: Job, wait: bool = False) -> Path:
     """Does what is left of a run and returns its folder. A finished run costs one look.
 
     Under `accelerate launch` every process calls this: all fit and predict, the first one does the rest.
 
+    Args:
+        job: the run.
+        wait: whether to wait for another process that is at this run; else that is an error.
+
     Raises:
+        HeldError: another process is at it.
         MedbenchError: see the steps; what was finished before stays and is not done again.
     """
     if is_finished(job.folder):
@@ -40,7 +45,7 @@ def run(job: Job) -> Path:
     from medbench.workplace import Workplace
 
     work = Workplace.of(job)
-    with run_lock(job.folder) if work.is_first else nullcontext():
+    with run_lock(job.folder, wait=wait) if work.is_first else nullcontext():
         # Another process may have finished it between the first look and the lock.
         work.wait()
         if is_finished(job.folder):

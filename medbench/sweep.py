@@ -13,7 +13,7 @@ from medbench.backbones.registry import get_backbone
 from medbench.budget import parse_budget
 from medbench.catalog import Catalog
 from medbench.data.load import locate_or_fetch
-from medbench.errors import MedbenchError, RequestError
+from medbench.errors import HeldError, MedbenchError, RequestError
 from medbench.grid import Grid, check_settings, request_of
 from medbench.grid_fields import Point, same, shown_point
 from medbench.job import Job, jobs_of
@@ -143,6 +143,8 @@ def check_data(sweep: Sweep, jobs: Mapping[str, Job], weights: bool = True) -> N
 def run_sweep(sweep: Sweep, jobs: Mapping[str, Job], announce: Callable[[str], None] = note) -> dict[str, str]:
     """Does the runs that are not finished. One that fails is announced with its point, and the next one is begun.
 
+    One that another process is at is left to it: it is waited for at the end, so that two commands may share a grid.
+
     Args:
         sweep: the cells.
         jobs: their runs (`sweep_jobs`).
@@ -162,30 +164,50 @@ def run_sweep(sweep: Sweep, jobs: Mapping[str, Job], announce: Callable[[str], N
     failed: dict[str, str] = {}
     left = sum(not is_finished(job.folder) for job in jobs.values())
     took: list[float] = []
+    held: dict[str, str] = {}
+
+    def do(identity: str, name: str, wait: bool = False) -> None:
+        if problem := _problem_of(jobs[identity], wait):
+            failed[identity] = problem
+            announce(f"{name}: failed: {problem}")
+
     for number, (identity, job) in enumerate(jobs.items(), start=1):
         name = f"[{number}/{len(jobs)}] {shown_point(points[identity])} seed {job.spec.seed}, run {identity[:12]}"
         before = is_finished(job.folder)
         announce(name + (": finished before" if before else _so_far(took, left - len(took), len(failed))))
         started = time.monotonic()
-        problem = _problem_of(job)
+        try:
+            do(identity, name)
+        except HeldError as error:
+            if _launched():
+                raise
+            held[identity] = name
+            announce(f"{name}: left for later: {str(error).partition(';')[0]}")
+            continue
         if not before:
             took.append(time.monotonic() - started)
-        if problem:
-            failed[identity] = problem
-            announce(f"{name}: failed: {problem}")
+    for identity, name in held.items():
+        if not is_finished(jobs[identity].folder):
+            announce(f"{name}: waiting for the process that is at it")
+        do(identity, name, wait=True)
     return failed
 
 
-def _problem_of(job: Job) -> str | None:
+def _problem_of(job: Job, wait: bool) -> str | None:
     """Does a run; what went wrong, in one line. Anything may: memory, a diverging loss, a fault in a user's tuner."""
     try:
-        run(job)
+        run(job, wait)
     except Exception as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise  # the launcher's other processes wait for this one
+        if _launched() or isinstance(error, HeldError):
+            raise
         kind = "" if isinstance(error, MedbenchError) else f"{type(error).__name__}: "
         return " ".join(f"{kind}{error}".split())
     return None
+
+
+def _launched() -> bool:
+    """Whether a launcher's other processes wait for this one, so that it must not go on after a failure."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _so_far(took: Sequence[float], left: int, failed: int) -> str:

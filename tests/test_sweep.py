@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from medbench.__main__ import main
 from medbench.catalog import Catalog
 from medbench.data.load import load_items
 from medbench.errors import RequestError, WorkError
+from medbench.files import run_lock
 from medbench.grid import Grid
 from medbench.job import Job
 from medbench.results.axis_plots import MOST_SERIES, plot_grid
@@ -146,11 +149,11 @@ def test_a_run_that_fails_stops_no_other_and_is_the_only_one_done_again(
     place.write(axes={"adapter.num_experts": [2, 4, 8]})
     real, begun = medbench.sweep.run, []
 
-    def broken(job: Job) -> Path:
+    def broken(job: Job, wait: bool = False) -> Path:
         begun.append(job.spec.method.adapter["num_experts"])
         if begun[-1] == 2:
             raise RuntimeError("out of\nmemory")
-        return real(job)
+        return real(job, wait)
 
     monkeypatch.setattr(medbench.sweep, "run", broken)
     assert command(place.words()) == 1
@@ -164,8 +167,29 @@ def test_a_run_that_fails_stops_no_other_and_is_the_only_one_done_again(
     assert place.finished() == 3 and capsys.readouterr().err.count("(begun)") == 1
 
 
+def test_a_run_that_another_process_is_at_is_waited_for_at_the_end(done: Place, tmp_path: Path) -> None:
+    place = replace(done, out=tmp_path / "runs")
+    jobs = place.jobs()
+    first, *others = jobs.values()
+    other = ExitStack()
+    other.enter_context(run_lock(first.folder))
+    said: list[str] = []
+
+    def announce(line: str) -> None:
+        said.append(line)
+        if "waiting for the process that is at it" in line:
+            assert all(is_finished(job.folder) for job in others)
+            assert not is_finished(first.folder)
+            other.close()
+
+    assert run_sweep(place.sweep(), jobs, announce) == {}
+    assert is_finished(first.folder)
+    assert f"left for later: run {first.folder.name[:12]} is held by process {os.getpid()} on " in "\n".join(said)
+    assert len([line for line in said if "waiting for" in line]) == 1
+
+
 def test_under_a_launcher_a_failure_stops_the_process(done: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(job: Job) -> Path:
+    def broken(job: Job, wait: bool = False) -> Path:
         raise WorkError("broken")
 
     monkeypatch.setattr(medbench.sweep, "run", broken)
