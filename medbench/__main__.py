@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stderr.close()
         code = 1
     except OSError as error:  # the machine's, not the code's: a full disk, a folder that cannot be written
-        code = _complain(str(error), 1)
+        code = _complain(str(error) if error.filename else f"reading or writing failed: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

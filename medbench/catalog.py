@@ -65,6 +65,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: the file is missing, is not YAML or is not a mapping; the message names file and line.
     """
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise RequestError(f"{path}: is no file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
@@ -74,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not valid"
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid"
         raise RequestError(f"{path}{where}: not YAML ({reason})") from error
     except ValueError as error:  # a date or number that YAML's own constructors refuse (2024-13-45)
         raise RequestError(f"{path}: not YAML ({error})") from error

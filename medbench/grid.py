@@ -126,6 +126,8 @@ class Grid(BaseModel):
         product = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
         product = product if self.axes else []
         for n, part in enumerate(self.exclude):
+            if not part:
+                raise RequestError(f"{self.path}: exclude.{n}: is empty; name an axis and its value")
             if not any(_fits(point, part) for point in product):
                 raise RequestError(f"{self.path}: exclude.{n}: fits no point; its values must be those of the axes")
         found = [point for point in product if not any(_fits(point, part) for part in self.exclude)]

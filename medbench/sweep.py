@@ -13,7 +13,7 @@ from medbench.backbones.registry import get_backbone
 from medbench.budget import parse_budget
 from medbench.catalog import Catalog
 from medbench.data.load import locate_or_fetch
-from medbench.errors import HeldError, MedbenchError, RequestError
+from medbench.errors import HeldError, MedbenchError, RequestError, did_you_mean
 from medbench.grid import Grid, check_settings, request_of
 from medbench.grid_fields import Point, same, shown_point
 from medbench.job import Job, jobs_of
@@ -21,8 +21,8 @@ from medbench.plan import Plan, Request, resolve
 from medbench.plan_data import assignments, cards_of, check_kinds, data_of, part_of
 from medbench.progress import note
 from medbench.results.record import is_finished
-from medbench.results.rows import known_metrics
 from medbench.run import check_adapter, run
+from medbench.scoring.kinds import known_names
 from medbench.spec import RunSpec
 
 
@@ -68,10 +68,17 @@ def plan_sweep(
             can exist.
     """
     check_settings(grid, catalog)
-    known_metrics([grid.plot.metric] if grid.plot.metric else [])
+    metric = grid.plot.metric
+    if metric is not None and metric not in known_names():
+        raise RequestError(
+            f"{grid.path}: plot.metric: unknown metric {metric!r}; {did_you_mean(metric, known_names())}"
+        )
     found: dict[tuple[Any, ...], Cell] = {}
     for point in grid.points():
-        cell = _resolved(point, request_of(grid, point, catalog, data_root, seeds), catalog)
+        try:
+            cell = _resolved(point, request_of(grid, point, catalog, data_root, seeds), catalog)
+        except RequestError as error:
+            raise RequestError(f"{grid.path}: {shown_point(point)}: {error}") from error
         key = tuple(spec.identity for spec in cell.specs) or (shown_point(point),)
         if key in found:
             known = found[key].point

@@ -95,7 +95,10 @@ def test_folders_that_move_together_stay_together(towers: Path, card: Path, tmp_
         ({"--tasks": "chexpert_5x200"}, "chexpert_5x200 has no training split"),
         ({"--tasks": ","}, "--tasks names no task"),
         ({"--out": "{towers}"}, "would overwrite"),
-        ({"backbone": "nano-vl.yaml"}, "nano-vl.yaml: not readable"),
+        (
+            {"backbone": "nano-vl.yaml"},
+            "nano-vl.yaml: is no file; expected a YAML that names a vision",
+        ),
         ({"--lr": 1e30}, "the loss is"),
     ],
 )

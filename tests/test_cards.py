@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +162,7 @@ def test_a_broken_recipe_names_file_and_field(tmp_path: Path, path: str, value: 
         ("a: 1\nb: : 2", "line 2: not YAML"),
         ("- a\n- b", "expected a mapping of fields, found list"),
         ("", "expected a mapping of fields, found NoneType"),
+        ("a: \0", r"not YAML \(special characters are not allowed\)"),
         ("a: 2024-13-45", r"not YAML \(month must be in 1..12\)"),
         ("a: !!python/object/apply:os.system ['touch hacked']", "line 1: not YAML"),
         ("a: !!python/name:os.system", "line 1: not YAML"),
@@ -177,6 +179,12 @@ def test_what_is_not_plain_yaml_is_refused(
     with pytest.raises(RequestError, match=f"^{re.escape(str(file))}.*{message}"):
         read_yaml(file)
     assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RequestError, match=r"pipe\.yaml: is no file"):
+        read_yaml(tmp_path / "pipe.yaml")
 
 
 def test_a_missing_card_is_named(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"base": {"methods": "lora"}}, r"g.yaml: base.methods: unknown; did you mean method\?"),
     ({"base": {"set": {"budget": "2M"}}}, r"base.set.budget: is a field of the request"),
     ({"axes": {"limit": [1, 2]}, "exclude": [{"limit": 3}]}, r"exclude.0: fits no point"),
+    ({"axes": {"limit": [1, 2]}, "exclude": [{}]}, r"exclude.0: is empty; name an axis and its value"),
     ({"axes": {"limit": [1, 2]}, "exclude": [{"train_limit": 3}]}, r"exclude.0: 'train_limit' is no axis"),
     ({"axes": {"limit": [1, 2]}, "cells": [{"limit": 2}]}, r"the point limit=2 is there twice"),
     ({"axes": {"limit": [1]}, "base": {"shots": 2}, "cells": [{"limit": 1, "shots": 2}]}, "is there twice"),

@@ -251,14 +251,18 @@ def test_what_is_finished_needs_no_data(copied: Place, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"axes": {"tasks": ["TOY", "vqa_rat"]}}, "unknown task 'vqa_rat'; did you mean vqa_rad"),
+        (
+            {"axes": {"tasks": ["TOY", "vqa_rat"]}},
+            "toys.yaml: tasks=vqa_rat: unknown task 'vqa_rat'; did you mean",
+        ),
         ({"axes": {"budget": ["rank=8", "rang=8"]}}, "budget 'rang=8' is not understood"),
         ({"axes": {"method": ["lora", "lorra"]}}, "unknown method 'lorra'; did you mean"),
         ({"axes": {"tasks": ["TOY", "vqa_rad"]}}, "task vqa_rad: no data"),
         ({"axes": {"tasks": ["TOY", "vqa_rad"], "train_tasks": ["cxr_vishal"]}}, "cxr_vishal has no training split"),
         ({"axes": {"adapter.num_experts": [16, 32]}}, "no cell can be run; adapter.num_experts=16: "),
         ({"axes": {"adapter.eta": []}}, "axes.adapter.eta: is empty"),
-        ({"axes": {"limit": [1]}, "plot": {"metric": "acuracy"}}, "unknown metric 'acuracy'"),
+        ({"axes": {"limit": [1]}, "plot": {"metric": "acuracy"}}, "plot.metric: unknown metric 'acuracy'"),
+        ({"axes": {"limit": [1]}, "plot": {"metric": "all"}}, "plot.metric: unknown metric 'all'"),
     ],
 )
 def test_wrong_names_and_missing_data_stop_before_anything_is_run(

@@ -83,6 +83,8 @@ def read_dual(path: Path) -> DualConfig:
     Raises:
         RequestError: it is not readable, a field is wrong, or a folder is not there or no transformers model.
     """
+    if not path.is_file():
+        raise RequestError(f"backbone {path}: is no file; expected a YAML that names a vision and a text folder")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
