@@ -8,7 +8,7 @@ import typer
 
 from medbench.catalog import Catalog
 from medbench.cli_options import DataRoot, Json, choice, print_json, split_names
-from medbench.errors import RequestError
+from medbench.errors import RequestError, WorkError
 
 data_app = typer.Typer(help="Look after the data sets.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -32,6 +32,7 @@ def data_status(
 def data_items(
     task: Annotated[str, typer.Argument(help="The task.")],
     split: Annotated[str, typer.Option(help="The split to list.")] = "test",
+    on_bad_item: Annotated[str, typer.Option(help="fail, or skip (left out).")] = "fail",
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -40,7 +41,8 @@ def data_items(
     from medbench.listing import item_rows, text_table
 
     catalog = Catalog()
-    rows = item_rows(load_items(catalog.task(task), split, data_root or catalog.settings.data_root).items)
+    mode = choice("--on-bad-item", on_bad_item, ("fail", "skip"))
+    rows = item_rows(load_items(catalog.task(task), split, data_root or catalog.settings.data_root, mode).items)
     print_json(rows) if as_json else print(text_table(rows))
 
 
@@ -59,8 +61,9 @@ def data_verify(
     names = [name for word in task for name in catalog.task_names(word)]
     rows = [row for name in names for row in verify_task(catalog.task(name), root)]
     print_json(rows) if as_json else print(text_table(rows))
-    if any(row["problems"] for row in rows):
-        raise typer.Exit(1)
+    wrong = [f"{row['task']} {row['split']}" for row in rows if row["problems"]]
+    if wrong:
+        raise WorkError(f"problems in {', '.join(wrong)}; the table says which")
 
 
 @data_app.command("leaks")

@@ -9,7 +9,7 @@ from typing import Literal
 
 from medbench.errors import RequestError
 
-ADAPTER_FILES = ("adapter_*.safetensors", "*.json")
+ADAPTER_FILES = ("adapter_*.safetensors", "*.json", "trained_images.txt")
 CONFIG_FILES = ("*.json", "*.jinja")
 CLIP_FILES = ("open_clip_*.safetensors", "*.json", "*.txt", "tokenizer.model")
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from medbench.backbones.registry import Backbone
 from medbench.catalog import Catalog
 from medbench.data.card import Card
+from medbench.data.seen import SEEN, read_seen
 from medbench.errors import RequestError
 from medbench.files import folder_digest
 from medbench.hub import ADAPTER_FILES, is_hub_id, snapshot
 from medbench.plan_settings import dtype_of, other_settings
 from medbench.request import Request
 from medbench.spec import BackboneSpec, BudgetSpec, DataSpec, MethodSpec, RunSpec
+
+Protocol = Literal["zero_shot", "in_domain", "unknown"]
 
 
 def adapter_folder(name: str) -> Path:
@@ -38,8 +42,11 @@ def spec_of_adapter(
 ) -> RunSpec:
     """The run of an adapter that was trained elsewhere.
 
+    Its protocol is `unknown` where it is not known on which data sets, or on which images, it was trained.
+
     Raises:
-        RequestError: it is no adapter, or one of another backbone, or a setting would train it.
+        RequestError: it is no adapter, or one of another backbone, a setting would train it, or another protocol is
+            asked for than it can have.
     """
     from medbench.backbones.adapt import read_adapter_config, read_origin, stored_parameters
 
@@ -59,7 +66,8 @@ def spec_of_adapter(
     trained = None
     if own.trained_on is not None:
         trained = set(backbone.pretrained_on).union(*(_datasets(name, catalog) for name in own.trained_on))
-    tested: set[str] = set().union(*(cards[test.task].metadata.datasets for test in tests))
+    protocol = _protocol(trained, [cards[test.task] for test in tests], folder)
+    _refuse_protocol(request.protocol, protocol, folder)
     return RunSpec(
         backbone=BackboneSpec(
             backbone.name, backbone.identity(), "clip" if backbone.kind == "clip" else "vlm", others.processor
@@ -68,8 +76,7 @@ def spec_of_adapter(
         budget=BudgetSpec("", stored_parameters(folder)),
         stages=(),
         tests=tests,
-        # What a foreign adapter was trained on is not known, so nothing may be called zero-shot.
-        protocol="unknown" if trained is None else "in_domain" if tested & trained else "zero_shot",
+        protocol=protocol,
         seed=0,
         dtype=dtype_of(request.dtype, backbone),
         generation=others.generation,
@@ -77,6 +84,26 @@ def spec_of_adapter(
         blind=request.blind,
         prompts=others.prompts,
     )
+
+
+def _protocol(trained: set[str] | None, tested: Sequence[Card], folder: Path) -> Protocol:
+    """By the names of data sets; the images are compared when they are read (`medbench.steps_data.check_data`)."""
+    if trained is not None and any(card.metadata.datasets & trained for card in tested):
+        return "in_domain"
+    # What a foreign adapter was trained on is not known, so nothing may be called zero-shot.
+    return "unknown" if trained is None or read_seen(folder) is None else "zero_shot"
+
+
+def _refuse_protocol(asked: str | None, found: Protocol, folder: Path) -> None:
+    if asked in (None, found):
+        return
+    why = {
+        "in_domain": "the adapter was trained on a tested data set",
+        "zero_shot": "the adapter was not trained on the tested data sets",
+        "unknown": f"what the adapter was trained on is not known: {folder} has no medbench.json, or no {SEEN}",
+    }
+    reason = "it trains on the other tasks, and --adapter trains nothing" if asked == "transfer" else why[found]
+    raise RequestError(f"protocol {asked}: {reason}; leave --protocol out")
 
 
 def _datasets(task: str, catalog: Catalog) -> frozenset[str]:

@@ -28,7 +28,7 @@ def leaking_tasks(leaks: Sequence[Mapping[str, Any]]) -> set[str]:
     """The tests of which an image was trained on, pixel for pixel, whatever its data set is called.
 
     Args:
-        leaks: of a run, as `medbench.data.leaks.leaks_between` counts them.
+        leaks: of a run, as `medbench.data.leaks.leaks_between` and `medbench.data.seen.seen_again` count them.
     """
     return {leak["tested"].rpartition("/")[0] for leak in leaks if leak["images"]["exact"]}
 
@@ -45,6 +45,11 @@ def refuse_leaks(leaks: Sequence[Mapping[str, Any]], asked: str | None) -> None:
     """
     for leak in leaks if asked in ("zero_shot", "transfer") else ():
         images, tested, trained = leak["images"], leak["tested"], leak["trained"]
+        if images["exact"] and "/" not in trained:
+            raise RequestError(
+                f"protocol {asked}: {images['exact']} of the {images['total']} images of {tested} are among those that "
+                f"the {trained} was trained on, pixel for pixel"
+            )
         if images["exact"]:
             task, other = (name.partition("/")[0] for name in (tested, trained))
             raise RequestError(

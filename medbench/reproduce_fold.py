@@ -16,6 +16,7 @@ from medbench.results.arms import VQA_METRICS, Arm, Paired, Scores, arms_of
 from medbench.results.paper_table import AVERAGE, build_paper_table
 from medbench.results.paper_text import render_paper
 from medbench.results.published import Published, load_published
+from medbench.results.writing import INTERVALS
 from medbench.scoring.bootstrap import RESAMPLES
 from medbench.scoring.kinds import measures_of
 from medbench.scoring.measures import aligned, estimate_measures
@@ -24,7 +25,7 @@ from medbench.scoring.stats import metric_values, seed_sd
 #: The figures of T4, by kind of task; the published BLEU is a mean of orders or not, which is not said.
 _T4 = {"report": ("bleu_mean", "rouge_l", "meteor"), "hallucination": ("accuracy", "f1", "auroc")}
 _CONDITIONAL = (
-    "Percent with image-clustered 95 % bootstrap intervals, ± the deviation between seeds. An average is the plain "
+    f"Percent with {INTERVALS}, ± the deviation between seeds. An average is the plain "
     "mean of its columns, and there is none while one of them is missing."
 )
 

@@ -11,6 +11,7 @@ from medbench.results.forgetting import read_forgetting
 from medbench.results.interference import read_interference
 from medbench.results.published import Published
 from medbench.results.study_scores import MEAN
+from medbench.results.writing import INTERVALS
 from medbench.scoring.contrasts import Figure
 
 
@@ -36,7 +37,7 @@ def fold_studies(
     notes = [
         "Drop on the first task: after its own stage less after the last one, mean over its figures, in points and as "
         "a share of what it was. Mixed less alone: below 0, the other tasks cost something. Percent and points with "
-        "image-clustered 95 % bootstrap intervals, ± the deviation between seeds.",
+        f"{INTERVALS}, ± the deviation between seeds.",
         "The published drops are on Harvard-FairVLMed after PathVQA, in points or percent, which is not known.",
     ]
     return columns, list(methods), entries, notes

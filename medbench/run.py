@@ -41,7 +41,8 @@ def run(job: Job, wait: bool = False) -> Path:
         _tidy(job.folder)
         return job.folder
     # Imported here: a finished run, and everything that only reads runs, needs no torch.
-    from medbench.steps import check_data, fit, predict
+    from medbench.steps import fit, predict
+    from medbench.steps_data import check_data
     from medbench.workplace import Workplace
 
     work = Workplace.of(job)

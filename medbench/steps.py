@@ -1,4 +1,4 @@
-"""The steps of a run that need torch: check the data, fit, predict."""
+"""The steps of a run that need torch: fit and predict."""
 
 from __future__ import annotations
 
@@ -13,78 +13,20 @@ import pandas as pd
 import torch
 
 from medbench.backbones.adapt import attach, load_adapter, penalty_of, save_adapted, trainable_parameters
-from medbench.data.check import Checked, check_images
-from medbench.data.leaks import leaks_between
-from medbench.data.load import load_items
+from medbench.data.seen import write_seen
 from medbench.errors import WorkError
 from medbench.files import folder_digest, publish_folder, read_parquet, write_parquet
 from medbench.inference.predict import chunks
 from medbench.job import Data, Job
-from medbench.plan_data import chosen
-from medbench.progress import note, progress_bar
-from medbench.protocol import refuse_leaks
+from medbench.progress import progress_bar
 from medbench.results.environment import environment, peak_memory, reset_peak_memory
 from medbench.results.routes import part_path, write_part
 from medbench.routes import router_of
 from medbench.runners import get_runner
-from medbench.scoring.kinds import get_family
 from medbench.spec import DataSpec, Stage
 from medbench.tuners import get_tuner
 from medbench.twin import borrow_fit
 from medbench.workplace import Workplace
-
-
-def check_data(job: Job, work: Workplace) -> Data:
-    """Reads every split of the run and decodes every image once, before anything is computed.
-
-    Raises:
-        BadItemError: a bad row or image, with `on_bad_item` fail.
-        WorkError: the data is not what the card says, or not what it was when the run began.
-    """
-    wanted = {(d.task, d.split): d for d in job.spec.tests}
-    trained = {(p.data.task, p.data.split): p.data for stage in job.spec.stages for p in stage.mixture}
-    wanted |= trained
-    # What leaks is for the record, which one process writes; without training nothing can.
-    look = bool(trained) and work.is_first
-    splits: dict[tuple[str, str], Checked] = {}
-    about: dict[str, Any] = {}
-    if work.is_first:
-        for family in {get_family(job.cards[test.task].metadata.kind) for test in job.spec.tests}:
-            for line in getattr(family, "check_resources", list)():
-                note(line)
-    with progress_bar("checking images") as step:
-        for key, spec in wanted.items():
-            card = job.cards[spec.task]
-            loaded = load_items(card, spec.split, job.data_root, job.spec.on_bad_item)
-            if spec.digest is not None and loaded.digest != spec.digest:
-                raise WorkError(f"task {spec.task}: the data changed between planning and reading")
-            items = chosen(card, spec, loaded.items, job.spec.seed)
-            checked = check_images(spec.task, items, job.spec.on_bad_item, step, fingerprints=look)
-            splits[key] = checked
-            skipped = [*loaded.skipped, *checked.skipped]
-            about[f"{spec.task}/{spec.split}"] = {
-                "layout": loaded.layout,
-                "items": len(checked.items),
-                "images": len(checked.sizes),
-                "digest": loaded.digest,
-                "images_digest": checked.images,
-                "skipped": len(skipped),
-                "skipped_items": skipped[:100],
-                # Not in the records of sets that are used whole.
-                **({"left_out": loaded.left_out} if loaded.left_out else {}),
-            }
-    before = job.step("data")
-    if before is not None and before != about:
-        raise WorkError(
-            f"run {job.folder.name[:12]}: the data changed since this run began; "
-            f"put it back, or remove {job.folder} to start again"
-        )
-    if before is None and work.is_first:
-        job.finish("data", about)
-    tests = [(test.task, test.split) for test in job.spec.tests]
-    leaks = leaks_between(splits, tests, trained) if look else []
-    refuse_leaks(leaks, job.protocol)
-    return Data(splits, about, leaks)
 
 
 def fit(job: Job, work: Workplace, data: Data) -> None:
@@ -137,7 +79,7 @@ def fit(job: Job, work: Workplace, data: Data) -> None:
             save_trained(model.model, marks[number])
         work.wait()
     if work.is_first:
-        _publish(job, model)
+        _publish(job, model, data)
         job.finish(
             "fit",
             {
@@ -188,12 +130,13 @@ def _fit_stage(
     )
 
 
-def _publish(job: Job, model: Any) -> None:
+def _publish(job: Job, model: Any, data: Data) -> None:
     temporary = job.folder / "adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         save_adapted(model, job.spec, temporary)
+        write_seen(temporary, [data.items(part.data) for stage in job.spec.stages for part in stage.mixture])
         publish_folder(temporary, job.folder / "adapter")
     except OSError as error:
         raise WorkError(f"cannot write {job.folder / 'adapter'}: {error.strerror or error}") from error

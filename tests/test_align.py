@@ -17,6 +17,7 @@ from medbench.backbones.clip import new_dual
 from medbench.backbones.registry import get_backbone
 from medbench.catalog import Catalog
 from medbench.cli import app
+from medbench.data.seen import read_seen
 from medbench.inference.zero_shot import ZeroShotPredictor
 from medbench.plan import Request, resolve
 from medbench.training.align import AlignTask, align
@@ -77,6 +78,19 @@ def test_the_command_writes_a_backbone_that_loads_and_says_what_it_saw(
     assert call(*words, "--out", again)[0] == 0
     one, other = (load_file(folder / "projections.safetensors") for folder in (tmp_path / "made", again))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_picture_that_the_projections_saw_is_no_zero_shot(towers: Path, tmp_path: Path) -> None:
+    mine, copy = (draw_set(tmp_path / "data", name, seed) for seed, name in enumerate(("mine", "copy")))
+    images = tmp_path / "data"
+    shutil.copy(images / "mine" / "images" / "train-3.png", images / "copy" / "images" / "test-4.png")
+    words = ["align", towers, "--tasks", mine, "--steps", 2, "--data-root", images, "--out", tmp_path / "made"]
+    assert call(*words)[0] == 0
+    assert len(read_seen(tmp_path / "made") or ()) == 24
+    given = ["--backbone", tmp_path / "made" / "backbone.yaml", "--data-root", images, "--out", tmp_path / "runs"]
+    code, error = call("run", "--method", "none", "--tasks", copy, "--protocol", "zero_shot", *given)
+    assert code != 0
+    assert "1 of the 15 images of copy/test are among those that the backbone was trained on" in error
 
 
 def test_folders_that_move_together_stay_together(towers: Path, card: Path, tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_an_empty_image_is_named(root: Path, tmp_path: Path) -> None:
     (path.parent / "img" / "test3.png").write_bytes(b"")
     card = card_of(tmp_path, "labels_csv", OPTIONS, **SPLITS)
     problems = {row["split"]: row["problems"] for row in verify_task(card, root)}["test"]
-    assert problems == [f"item img/test3.png: image {path.parent / 'img' / 'test3.png'}: cannot identify image file"]
+    assert problems == [f"item img/test3.png: image {path.parent / 'img' / 'test3.png'}: the file is empty, 0 bytes"]
 
 
 def test_the_commands_know_them(root: Path, tmp_path: Path, call: Call) -> None:

@@ -25,6 +25,7 @@ BESIDE = {
     MEASURED / "T7": (),
     MEASURED / "convergence": (),
     MEASURED / "dinov2": (),
+    MEASURED / "dinov2_ten_epochs": (),
     MEASURED / "classification": ("--paper", "T2", "--group", "real_cls"),
 }
 FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("**/spec.json"))

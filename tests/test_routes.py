@@ -13,6 +13,7 @@ from conftest import Toy, make_toy
 from test_run_common import CPU, do, experts, items_of, jobs_of, loaded, lora, request
 
 import medbench.steps
+import medbench.steps_data
 from medbench.adapters.log import RoutingLog, collected_use, uncollected
 from medbench.backbones.vlm import Vlm
 from medbench.catalog import Catalog
@@ -237,7 +238,7 @@ def test_each_process_counts_its_own_chunks(unbroken: Path, small: Toy, tiny: Pa
         )
         return Workplace(CPU, torch.float32, state)
 
-    data = medbench.steps.check_data(job, place(0))
+    data = medbench.steps_data.check_data(job, place(0))
     for index in (1, 0):
         medbench.steps.predict(job, place(index), data)
         parts = len(list((job.folder / "parts").glob("*.routes.json")))

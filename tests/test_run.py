@@ -15,6 +15,7 @@ from test_run_common import do, items_of, jobs_of, loaded, request, words
 import medbench
 import medbench.run
 import medbench.steps
+import medbench.steps_data
 from medbench.__main__ import main
 from medbench.backbones.adapt import attach, trainable_parameters
 from medbench.catalog import Catalog
@@ -136,8 +137,8 @@ def test_a_finished_run_is_not_done_again(
 ) -> None:
     folder = finished("lora")
     before = listing(folder)
-    for step in ("check_data", "fit", "predict"):
-        monkeypatch.setattr(medbench.steps, step, lambda *args: pytest.fail("work was done"))
+    for module, step in ((medbench.steps_data, "check_data"), (medbench.steps, "fit"), (medbench.steps, "predict")):
+        monkeypatch.setattr(module, step, lambda *args: pytest.fail("work was done"))
     assert do(small, tiny, folder.parent) == folder
     assert listing(folder) == before
 

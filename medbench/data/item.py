@@ -120,6 +120,8 @@ def decode(data: bytes) -> Image:
     """
     from PIL import Image
 
+    if not data:
+        raise ValueError("the file is empty, 0 bytes")
     if is_dicom(data):
         return decode_dicom(data)
     try:

@@ -120,7 +120,10 @@ def load_items(
     rows, location = published.rows, published.location
     if check:
         _check(card, source, published, on_bad_item)
-    items, skipped = apply_card(card, rows, on_bad_item)
+    try:
+        items, skipped = apply_card(card, rows, on_bad_item)
+    except BadItemError as error:
+        raise BadItemError(f"{error} (split {source} in {location.folder})") from error
     check_two_classes(card, source, location, items)
     if split in ("fit", "validation") and not own_validation:
         held = held_out_images(card, sorted({row.cluster for row in rows if row.image}))

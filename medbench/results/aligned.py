@@ -11,8 +11,10 @@ import yaml
 
 from medbench.backbones.registry import get_backbone
 from medbench.data.card import Card
+from medbench.data.check import Checked, check_images
 from medbench.data.load import load_items
 from medbench.data.sampling import limited
+from medbench.data.seen import write_seen
 from medbench.errors import RequestError, WorkError
 from medbench.files import write_json, write_text
 from medbench.progress import progress_bar
@@ -30,6 +32,8 @@ def align_backbone(
     data_root: Path | None,
 ) -> dict[str, Any]:
     """Aligns a dual encoder and writes `backbone.yaml`, `projections.safetensors` and `align.json` into a folder.
+
+    The hashes of the images that it has seen lie beside them (`medbench.data.seen`).
 
     Args:
         path: YAML of the two towers; its projections need not be there.
@@ -65,9 +69,14 @@ def align_backbone(
     if (out / "backbone.yaml").resolve() == path.resolve():
         raise RequestError(f"--out {out} would overwrite {path}; name another folder")
     config, clip = read_dual(path), new_dual(get_backbone(str(path)), seed, choose_device(device))
+    checked: list[Checked] = []
+    for card in cards:
+        items = limited(load_items(card, "train", data_root).items, train_limit, "train")
+        with progress_bar(f"images of {card.name}") as look:
+            checked.append(check_images(card.name, items, "fail", look, fingerprints=True))
     tasks = [
-        AlignTask(card.name, limited(load_items(card, "train", data_root).items, train_limit, "train"), prompts)
-        for card in cards
+        AlignTask(card.name, found.items, prompts)
+        for card, found in zip(cards, checked, strict=True)
         if (prompts := card.prompts(single=False))
     ]
     with progress_bar("align") as step:
@@ -84,6 +93,7 @@ def align_backbone(
         raise WorkError(f"{out}: {error.strerror or error}") from error
     save_projections(clip.base, out / "projections.safetensors")
     write_json(out / "align.json", about)
+    write_seen(out, checked)
     fields = config.model_dump(mode="json", exclude_defaults=True) | {
         "projections": "projections.safetensors",
         "pretrained_on": seen,

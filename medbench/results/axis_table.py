@@ -16,7 +16,7 @@ from medbench.results.marks import Standing
 from medbench.results.record import is_finished
 from medbench.results.rows import Row, setting_of
 from medbench.results.tables import DEFAULT_METRICS, Table, build_table
-from medbench.results.writing import Format, marked, points, with_notes
+from medbench.results.writing import INTERVALS, Format, marked, points, with_notes
 from medbench.scoring.figures import UNBOUNDED, scale_of
 from medbench.scoring.stats import Estimate
 from medbench.spec import RunSpec
@@ -160,7 +160,7 @@ def _notes(found: Sequence[Figure], backbones: Sequence[str]) -> list[str]:
         for n in dict.fromkeys(f.estimate.n for f in found if (f.task, f.metric) == (task, metric))
     )
     notes = [
-        f"Backbone: {', '.join(backbones)}. Percent with image-clustered 95 % bootstrap intervals. Items: {sizes}. "
+        f"Backbone: {', '.join(backbones)}. Percent with {INTERVALS}. Items: {sizes}. "
         + ("± is the deviation between seeds." if max(seeds) > 1 else "One seed: the variance of training is unknown.")
     ]
     if len(seeds) > 1 and max(seeds) > 1:

@@ -92,7 +92,11 @@ def group_cards(catalog: Catalog, group: str, kind: str) -> list[Card]:
     Raises:
         RequestError: no such group, a member without a card, or of another kind.
     """
-    cards = [catalog.task(name) for name in catalog.task_names(group)]
+    try:
+        names = catalog.task_names(group)
+    except RequestError as error:
+        raise RequestError(f"--group {group}: {error}") from error
+    cards = [catalog.task(name) for name in names]
     for card in cards:
         if card.metadata.kind != kind:
             raise RequestError(

@@ -24,7 +24,7 @@ from medbench.results.rows import (
     read_groups,
     row_order,
 )
-from medbench.results.writing import Format, marked, points, with_notes
+from medbench.results.writing import INTERVALS, Format, marked, points, with_notes
 from medbench.scoring.figures import UNBOUNDED
 from medbench.scoring.stats import Estimate, estimate_metrics, metric_values, seed_sd
 from medbench.scoring.yesno import reference_lines
@@ -208,7 +208,7 @@ def _notes(table: Table) -> list[str]:
     several = max(len(row.seeds) for row in table.rows) > 1
     lines = [
         (f"Backbone: {backbones}. " if backbones else "")
-        + "Percent with image-clustered 95 % bootstrap intervals; n is items."
+        + f"Percent with {INTERVALS}; n is items."
         + (" ± is the deviation between seeds." if several else " One seed: the variance of training is unknown.")
     ]
     if several and 1 in trained:

@@ -22,6 +22,9 @@ _AS = {
     "html": {"best": ("<strong>", "</strong>"), "tie": ("<em>", "</em>")},
 }
 
+#: What a table says of its intervals: what is drawn in the bootstrap.
+INTERVALS = "95 % bootstrap intervals, clustered by patient or study where the data names it and else by image"
+
 
 def marked(text: str, mark: Mark | None) -> str:
     """A cell's text, marked as the best of its column or as not separable from it; `with_notes` writes the mark."""
