@@ -240,7 +240,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "shape": (bytes_of(dicom(RAMP, Rows=900)), "a DICOM that cannot be read: "),
     "width": (bytes_of(dicom(RAMP, WindowCenter=1, WindowWidth=0)), "a DICOM that cannot be read: .*Window Width"),
     "preamble": (b"\0" * 128 + b"DICM" + b"<html>", "a DICOM "),
-    "empty": (b"", "cannot identify image file"),
+    "empty": (b"", "the file is empty, 0 bytes"),
 }
 
 

@@ -233,7 +233,7 @@ def test_verify_says_what_is_wrong_and_exits_1(call: Call, toy: Toy) -> None:
     image = toy.folder / "images" / "test3.png"
     image.write_bytes(image.read_bytes()[:-30])
     bad = call(*words, "--json")
-    assert (bad.code, bad.err) == (1, "")
+    assert (bad.code, bad.err) == (1, "medbench: problems in toy test; the table says which\n")
     found = {row["split"]: row for row in json.loads(bad.out)}
     assert found["train"] == rows["train"]
     assert found["test"]["items"] == 22

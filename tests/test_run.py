@@ -19,6 +19,7 @@ import medbench.steps_data
 from medbench.__main__ import main
 from medbench.backbones.adapt import attach, trainable_parameters
 from medbench.catalog import Catalog
+from medbench.data.seen import SEEN
 from medbench.files import folder_digest
 from medbench.results.record import load_records, read_record
 from medbench.results.rescore import rescore
@@ -62,7 +63,8 @@ def test_a_run_folder_holds_its_artefacts_and_nothing_else(finished: Finished, m
     kept = {"none": set(), "spectral_moe": {"adapter", "routes.json"}}.get(method, {"adapter"})
     assert names == FILES | kept
     files = [p.name for p in (folder / "adapter").rglob("*")]
-    assert {Path(name).suffix for name in files} <= {".safetensors", ".json"}
+    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".txt"}
+    assert [name for name in files if name.endswith(".txt")] == [SEEN] * (method != "none")
     assert sum(name.endswith(".safetensors") for name in files) == (method != "none")
 
 

@@ -183,7 +183,9 @@ def test_verify_says_that_the_questions_fit_and_the_images_are_missing(
     with pytest.raises(SystemExit) as done:
         main(["data", "verify", str(card), "--data-root", str(tmp_path / "data"), "--json"])
     out, err = capfd.readouterr()
-    assert (done.value.code, err) == (1, "")
+    assert done.value.code == 1
+    assert err.startswith("medbench: problems in ")
+    assert err.count("\n") == 1
     for row in json.loads(out):
         (problem,) = row["problems"]
         assert problem.startswith("the 3 questions match the card, but 2 of 2 images are missing, the first ")

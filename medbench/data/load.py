@@ -120,10 +120,7 @@ def load_items(
     rows, location = published.rows, published.location
     if check:
         _check(card, source, published, on_bad_item)
-    try:
-        items, skipped = apply_card(card, rows, on_bad_item)
-    except BadItemError as error:
-        raise BadItemError(f"{error} (split {source} in {location.folder})") from error
+    items, skipped = apply_card(card, rows, on_bad_item, location.folder)
     check_two_classes(card, source, location, items)
     if split in ("fit", "validation") and not own_validation:
         held = held_out_images(card, sorted({row.cluster for row in rows if row.image}))
@@ -209,8 +206,12 @@ def _check(card: Card, split: str, published: Published, on_bad_item: OnBadItem)
         )
 
 
-def apply_card(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple[list[Item], list[str]]:
+def apply_card(
+    card: Card, rows: Sequence[Row], on_bad_item: OnBadItem, folder: Path | None = None
+) -> tuple[list[Item], list[str]]:
     """The usable items of rows under a card's rules, and what is wrong with each other row.
+
+    Errors that name no file name `folder`, where the rows were found.
 
     Rows that have no label under the card's rule (`unlabelled`) are in neither.
 
@@ -237,7 +238,8 @@ def apply_card(card: Card, rows: Sequence[Row], on_bad_item: OnBadItem) -> tuple
         error = error or _label_problem(card, row)
         if error is not None or row.image is None:
             if on_bad_item == "fail":
-                raise BadItemError(f"task {card.name}: {error}; --on-bad-item skip leaves such items out")
+                where = "" if folder is None or str(folder) in str(error) else f" (in {folder})"
+                raise BadItemError(f"task {card.name}: {error}{where}; --on-bad-item skip leaves such items out")
             skipped.append(str(error))
             continue
         seen.add(row.id)

@@ -22,7 +22,6 @@ from medbench.results.routes import Routes, read_routes
 from medbench.results.study_scores import MEAN, Items, Scope
 from medbench.scoring.contrasts import Contrast, Term
 from medbench.scoring.permutation import holm
-from medbench.scoring.stats import seed_sd
 from medbench.scoring.weighted import Array
 from medbench.studies import Study
 
@@ -41,7 +40,8 @@ def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
         names = [line.name for line in claim.lines] or [claim.id]
         gaps = [line.published for line in claim.lines] or [None]
         return [Measured(name, gap=gap, lacking=str(error)) for name, gap in zip(names, gaps, strict=True)]
-    pool = " ".join(place.grids(claim))
+    measure_of_kind = "difference" if claim.kind == "best" else claim.kind
+    pool = f"{' '.join(place.grids(claim))} {measure_of_kind} {claim.metrics}"
     if claim.kind == "no_best":
         return [replace(_no_best(claim, arms, scores), pool=pool)]
     of_kind: dict[str, Callable[[Claim, Line, list[Arm], Scores], Measured]] = {
@@ -71,8 +71,21 @@ def _difference(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Me
     seeds, lacking = usable(claim, named, scores, tasks)
     if not seeds:
         return Measured(line.name, gap=line.published, lacking=lacking)
-    contrast = Paired(scores, dict.fromkeys(tasks, claim.metrics), seeds).contrast(terms)
-    return Measured(line.name, contrast, seeds, gap=line.published, lacking=lacking)
+    paired = Paired(scores, dict.fromkeys(tasks, claim.metrics), seeds)
+    weights: dict[str, float] = {}
+    for weight, arms_of_term in terms:
+        for arm in (arm for arm in arms_of_term if arm.spec.stages):
+            weights[arm.name] = weights.get(arm.name, 0.0) + weight / len(arms_of_term)
+    spread = sum(weight**2 for weight in weights.values())
+    # All rows of the claim that have these seeds say how much seeds differ, not only those of this line.
+    rows = [arm for arm in arms if all(set(seeds) <= set(scores.tables(arm, task)) for task in tasks)]
+    contrast, levels = paired.contrast(terms), {" ".join(tasks): _levels(paired, rows)}
+    return Measured(line.name, contrast, seeds, gap=line.published, lacking=lacking, levels=levels, spread=spread)
+
+
+def _levels(paired: Paired, arms: Sequence[Arm]) -> dict[str, Array]:
+    """The value of each seed of each row that is trained."""
+    return {arm.name: paired.contrast([(1.0, [arm])]).by_seed for arm in arms if arm.spec.stages}
 
 
 def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:
@@ -87,8 +100,10 @@ def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:
     if not seeds:
         return Measured(claim.id, lacking=lacking)
     pairs: list[tuple[int, int, Contrast]] = []
+    levels: dict[str, dict[str, Array]] = {}
     for task in tasks:
         paired = Paired(scores, {task: claim.metrics}, seeds)
+        levels[task] = _levels(paired, arms)
         for one, two in combinations(range(len(arms)), 2):
             pairs.append((one, two, paired.contrast([(1.0, [arms[one]]), (-1.0, [arms[two]])])))
     p = holm([contrast.test().p for _, _, contrast in pairs])
@@ -106,9 +121,7 @@ def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:
     else:
         worst = max(own for _, own, _ in less[least])
     name = f"least regret: {arms[least].name}"
-    sds = [seed_sd([float(value) for value in contrast.by_seed]) for _, _, contrast in pairs]
-    others = tuple(sd for sd in sds if sd is not None)
-    return Measured(name, regrets[least][2], seeds, lacking=lacking, p=worst, others=others)
+    return Measured(name, regrets[least][2], seeds, lacking=lacking, p=worst, levels=levels)
 
 
 def _of_studies(place: Workplace, table: str, claim: Claim) -> list[Measured]:
@@ -120,43 +133,63 @@ def _of_studies(place: Workplace, table: str, claim: Claim) -> list[Measured]:
     found = []
     for part, folder, why in studies:
         if folder is None or part.study is None:
-            why = f"{why} ({part.name})"
-            found += [Measured(f"{part.name}: {li.name}", gap=li.published, lacking=why) for li in claim.lines]
-            continue
-        seeds = part.study.seeds
-        lacking = None if len(seeds) >= claim.seeds else f"{len(seeds)} of at least {claim.seeds} seeds"
-        for line, unit, contrast in _study_contrasts(part.study, folder, claim):
-            name = f"{part.name}: {line.name}{', as a share' if unit == 'percent' else ''}"
-            gap = line.published if unit == "points" else None
-            empty = None if contrast else "one of the two had nothing to forget"
-            found.append(Measured(name, contrast, seeds, unit, gap, lacking or empty, pool=part.name))
+            lines = [Measured("", unit=unit, lacking=f"{why} ({part.name})") for unit in _units(claim)]
+            each = [(line, one) for line in claim.lines for one in lines]
+        else:
+            each = _study_lines(part.study, folder, claim)
+        for line, one in each:
+            name = f"{part.name}: {line.name}{', as a share' if one.unit == 'percent' else ''}"
+            gap = line.published if one.unit == "points" else None
+            found.append(replace(one, name=name, gap=gap, pool=part.name))
     return found or [Measured(claim.id, lacking=f"no study at scale {place.scale}")]
 
 
-def _study_contrasts(study: Study, folder: Path, claim: Claim) -> list[tuple[Line, str, Contrast | None]]:
-    """What the lower row loses more than the higher one; of forgetting also as a share of what there was to forget."""
-    pairs = [(line, str(line.higher.get("method")), str(line.lower.get("method"))) for line in claim.lines]
-    for name in (name for _, *pair in pairs for name in pair):
-        if name not in study.methods:
-            raise RequestError(
-                f"claim {claim.id}: its studies have no method {name}; {did_you_mean(name, study.methods)}"
-            )
+def _units(claim: Claim) -> tuple[str, ...]:
+    """What is lost is lost in points; of forgetting also as a share of what there was to forget."""
+    return ("points", "percent") if claim.kind == "forgetting" else ("points",)
+
+
+def _study_lines(study: Study, folder: Path, claim: Claim) -> list[tuple[Line, Measured]]:
+    """What the lower row loses more than the higher one, in each unit."""
+    enough = len(study.seeds) >= claim.seeds
+    lacking = None if enough else f"{len(study.seeds)} of at least {claim.seeds} seeds"
+    lost = _lost(study, folder, claim)
+    found = []
+    for line in claim.lines:
+        higher, lower = str(line.higher.get("method")), str(line.lower.get("method"))
+        for unit in _units(claim):
+            each = {name: lost(name, unit) for name in (lower, higher)}
+            if any(own is None for own in each.values()):
+                why = lacking or "one of the two had nothing to forget"
+                found.append((line, Measured("", seeds=study.seeds, unit=unit, lacking=why)))
+                continue
+            more, less = (own for own in each.values() if own is not None)
+            rows = {name: own.by_seed for name, own in zip(each, (more, less), strict=True)}
+            found.append((line, Measured("", more.minus(less), study.seeds, unit, lacking=lacking, levels={"": rows})))
+    return found
+
+
+def _lost(study: Study, folder: Path, claim: Claim) -> Callable[[str, str], Contrast | None]:
+    """What a method loses, in a unit: more is worse."""
+    for line in claim.lines:
+        for name in (str(rows.get("method")) for rows in (line.higher, line.lower)):
+            if name not in study.methods:
+                raise RequestError(
+                    f"claim {claim.id}: its studies have no method {name}; {did_you_mean(name, study.methods)}"
+                )
     if claim.kind == "interference":
         mixed = read_interference(study, folder)
         scope = _scope(mixed.items)
-        return [
-            (line, "points", mixed.average(higher, scope).minus(mixed.average(lower, scope)))
-            for line, higher, lower in pairs
-        ]
+        return lambda name, unit: mixed.average(name, scope).times(-1.0)
     course = read_forgetting(study, folder)
     scope = _scope(course.items)
-    found: list[tuple[Line, str, Contrast | None]] = []
-    for line, higher, lower in pairs:
-        more, less = (course.summary(name, scope)["forgetting"] for name in (lower, higher))
-        found.append((line, "points", more.minus(less)))
-        whole, part = (course.forgotten_share(name, scope) for name in (lower, higher))
-        found.append((line, "percent", whole.minus(part) if whole and part else None))
-    return found
+
+    def forgotten(name: str, unit: str) -> Contrast | None:
+        if unit == "percent":
+            return course.forgotten_share(name, scope)
+        return course.summary(name, scope)["forgetting"]
+
+    return forgotten
 
 
 def _scope(items: Items) -> Scope:
@@ -185,8 +218,13 @@ def _routing(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measu
     if any(list(found) != names for found in (*one, *two)):
         return Measured(line.name, unit="distance", lacking="the two rows are routed in different layers")
     values: Array = np.array([[b[name] - a[name] for name in names] for a, b in zip(one, two, strict=True)])
+    levels = {
+        f"{arm.name} on {' '.join(tasks)}": np.array([np.mean(list(found.values())) for found in own])
+        for arm, tasks, own in ((near, shifted, one), (far, others, two))
+    }
     blocks = np.array([layer_name(name).block or name for name in names])
-    return Measured(line.name, Contrast((Term("layers", 1.0, values, blocks),)), seeds, "distance", lacking=lacking)
+    contrast = Contrast((Term("layers", 1.0, values, blocks),))
+    return Measured(line.name, contrast, seeds, "distance", lacking=lacking, levels={"": levels})
 
 
 def _distances(routes: Routes, clean: str, tasks: Sequence[str]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def loss_distance(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> 
     seeds, lacking = usable(claim, three, scores, tasks)
     if not seeds:
         return Measured(line.name, unit="nats", lacking=lacking)
-    terms = []
+    near_terms, far_terms = [], []
     for task in tasks:
         curves = [{seed: _losses(record) for seed, record in scores.records(arm, task).items()} for arm in three]
         steps = [tuple(curve[seed]) for curve in curves for seed in seeds]
@@ -44,9 +45,25 @@ def loss_distance(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> 
             return Measured(line.name, unit="nats", lacking="losses were not written at the same steps")
         near, far, reference = (np.array([list(curve[seed].values()) for seed in seeds]) for curve in curves)
         blocks = np.arange(len(steps[0])) * _BLOCKS // len(steps[0])
-        values: Array = np.abs(far - reference) - np.abs(near - reference)
-        terms.append(Term(task, 1 / len(tasks), values, blocks.astype(str)))
-    return Measured(line.name, Contrast(tuple(terms)), seeds, "nats", lacking=lacking)
+        names = blocks.astype(str)
+        near_terms.append(Term(task, 1 / len(tasks), np.abs(near - reference), names))
+        far_terms.append(Term(task, 1 / len(tasks), np.abs(far - reference), names))
+    distances = Contrast(tuple(near_terms)), Contrast(tuple(far_terms))
+    return _nearness(line, three, distances, seeds, "nats", lacking)
+
+
+def _nearness(
+    line: Line,
+    three: Sequence[Arm],
+    distances: tuple[Contrast, Contrast],
+    seeds: tuple[int, ...],
+    unit: str,
+    lacking: str | None,
+) -> Measured:
+    """The distance of the far row to the reference less that of the near one."""
+    near, far = distances
+    levels = {"": {arm.name: own.by_seed for arm, own in zip(three, distances, strict=False)}}
+    return Measured(line.name, far.minus(near), seeds, unit, lacking=lacking, levels=levels)
 
 
 def _losses(record: dict[str, Any]) -> dict[tuple[int, float], float]:
@@ -63,10 +80,11 @@ def answer_distance(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -
     if not seeds:
         return Measured(line.name, lacking=lacking)
     paired = Paired(scores, dict.fromkeys(tasks, claim.metrics), seeds)
-    nearness: dict[Cell, Array] = {}
+    sums: tuple[dict[Cell, Array], dict[Cell, Array]] = ({}, {})
     for task in tasks:
-        nearness |= _gained(*(paired.values(arm, task) for arm in three))
-    return Measured(line.name, _mean(nearness, paired.items), seeds, lacking=lacking)
+        _add(sums, [paired.values(arm, task) for arm in three], 1)
+    near, far = (_mean(own, paired.items) for own in sums)
+    return _nearness(line, three, (near, far), seeds, "points", lacking)
 
 
 def course_distance(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Measured:
@@ -77,7 +95,7 @@ def course_distance(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -
     if not seeds:
         return Measured(line.name, lacking=lacking)
     items = Items(dict.fromkeys(tasks, claim.metrics))
-    nearness: dict[Cell, Array] = {}
+    sums: tuple[dict[Cell, Array], dict[Cell, Array]] = ({}, {})
     for task in tasks:
         traces = [[read_trace(scores.folder(arm, task)[seed]) for seed in seeds] for arm in three]
         moments = [_moments(table, task) for own in traces for table in own]
@@ -88,9 +106,9 @@ def course_distance(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -
                 items.scores(task, [table[_at(table, task, moment)] for table in own], arm.name)
                 for own, arm in zip(traces, three, strict=True)
             ]
-            for cell, values in _gained(*here).items():
-                nearness[cell] = nearness.get(cell, 0.0) + values / len(moments[0])
-    return Measured(line.name, _mean(nearness, items), seeds, lacking=lacking)
+            _add(sums, here, len(moments[0]))
+    near, far = (_mean(own, items) for own in sums)
+    return _nearness(line, three, (near, far), seeds, "points", lacking)
 
 
 def _moments(trace: pd.DataFrame, task: str) -> list[tuple[int, float]]:
@@ -103,9 +121,12 @@ def _at(trace: pd.DataFrame, task: str, moment: tuple[int, float]) -> pd.Series[
     return (trace["task"] == task) & (trace["stage"] == moment[0]) & (trace["epoch"] == moment[1])
 
 
-def _gained(near: Values, far: Values, reference: Values) -> dict[Cell, Array]:
-    """Of each item, how much nearer the first is to the reference than the second."""
-    return {cell: np.abs(far[cell] - values) - np.abs(near[cell] - values) for cell, values in reference.items()}
+def _add(sums: Sequence[dict[Cell, Array]], three: Sequence[Values], parts: int) -> None:
+    """Adds each item's distance to the reference, of the near and of the far row, to what is there."""
+    *rows, reference = three
+    for own, values in zip(sums, rows, strict=True):
+        for cell, found in values.items():
+            own[cell] = own.get(cell, 0.0) + np.abs(found - reference[cell]) / parts
 
 
 def _mean(values: dict[Cell, Array], items: Items) -> Contrast:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from medbench.errors import RequestError
 from medbench.results.arms import Arm, Scores
 from medbench.results.claim_schema import Claim, Gap, Rows
 from medbench.scoring.contrasts import Contrast
+from medbench.scoring.weighted import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,10 @@ class Measured:
         lacking: why it cannot be judged.
         p: where it is not that of the contrast alone.
         judged: whether the claim stands or falls with it.
-        pool: lines with the same one are of the same grids or study, so that their seeds differ alike.
-        others: deviations between seeds of further differences that are no lines, in the same pool.
+        pool: lines with the same one are of the same grids or study, so that the seeds of their rows differ alike.
+        levels: the rows that the line is a sum of, by group (what is measured alike) and name: the value of each seed,
+            [seeds]. What is not trained has no seeds and is left out.
+        spread: the sum of the squares of the rows' weights in the line: 2 for a difference of two.
     """
 
     name: str
@@ -37,7 +40,8 @@ class Measured:
     p: float | None = None
     judged: bool = True
     pool: str = ""
-    others: tuple[float, ...] = ()
+    levels: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    spread: float = 2.0
 
 
 def fitting(claim: Claim, arms: Sequence[Arm], rows: Rows) -> list[Arm]:

@@ -14,10 +14,10 @@ _UNITS = {"points": (100.0, 1), "percent": (100.0, 1), "nats": (1.0, 3), "distan
 _NOTES = (
     "The effect is what is claimed to be above zero, with an image-clustered 95 % bootstrap interval; ± is the "
     "deviation between seeds. Intervals are conditional on the seeds trained; verdicts are not.",
-    "p (images): sign flips of whole images, two-sided. p (seeds): a t test against the deviation between seeds, "
-    "pooled over the lines of the same grids or study. The larger one, corrected over all judged lines of the "
-    "table (Holm), makes the verdict (5 %).",
-    "detectable: the smallest true effect that such tests would find with probability 0.8, of such items and seeds. "
+    "p (images): sign flips of whole images, two-sided. p (seeds): a t test against the deviation between seeds of all "
+    "rows of the same grids or study (of rows by seeds, what is left without the mean of each row and of each seed). "
+    "The larger one, corrected over all judged lines of the table (Holm), makes the verdict (5 %).",
+    "detectable: the smallest true effect that both tests would find with probability 0.8, of such items and seeds. "
     "items needed: for the published difference, if further items differed as these do; where the seeds alone differ "
     "too much, how many seeds it would take even with items without end.",
     "A claim is supported where all of its lines are, and contradicted where one is. Lines that are shown alone count "
@@ -104,5 +104,9 @@ def _cells(line: LineVerdict) -> list[str]:
         *(line.name, line.verdict, text),
         *("-" if value is None else p_text(value) for value in (line.p, line.p_seeds, line.p_holm)),
         *(shown(line.detectable, ""), shown(line.gap), f"{effect.n:,}" if effect else "-"),
-        "-" if line.needed is None else f"> {line.needed_seeds} seeds" if line.needed_seeds else f"{line.needed:,}",
+        "-"
+        if line.needed is None
+        else f"> {line.needed_seeds:,.0f} seeds"
+        if line.needed_seeds
+        else f"{line.needed:,.0f}",
     ]

@@ -1,11 +1,9 @@
 """The paper's claims, judged by finished runs: supported, contradicted, or not separable.
 
 Each line of a claim is a paired difference (`medbench.scoring.contrasts`) with an interval that is bootstrapped by
-image. Two tests must both speak: sign flips of whole images (would other images say so?), and a t test of the effect
-against the deviation between seeds (would other seeds?), pooled over the table's lines of the same grids or study,
-since two or three seeds of one line say little. The larger p is corrected over all judged lines of the claims of one
-table, run or not (Holm). What is significant in the claimed direction supports it, what is significant in the other
-contradicts it.
+image. Two tests must both speak, of other images and of other seeds (`medbench.results.claim_tests`). The larger p is
+corrected over all judged lines of the claims of one table, run or not (Holm). What is significant in the claimed
+direction supports it, what is significant in the other contradicts it.
 """
 
 from __future__ import annotations
@@ -16,16 +14,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from scipy.stats import t as student
-
 from medbench.catalog import Catalog
-from medbench.errors import RequestError
 from medbench.results.claim_measures import measure
 from medbench.results.claim_place import Workplace
 from medbench.results.claim_rows import Measured
 from medbench.results.claim_schema import Claim, Gap, claim_tables, load_claims, read_claims
+from medbench.results.claim_tests import LineTests, both_tests, detectable_effect, deviation, needed_items, needed_seeds
 from medbench.results.published import load_published
-from medbench.scoring.analytic import ALPHA, minimal_detectable_effect
+from medbench.scoring.analytic import ALPHA
 from medbench.scoring.bootstrap import RESAMPLES, Estimate
 from medbench.scoring.contrasts import Contrast, Figure
 from medbench.scoring.permutation import holm
@@ -49,7 +45,7 @@ class LineVerdict:
         seeds: that it is over.
         p: of the sign-flip test; p_seeds: of the deviation between seeds; p_holm: the larger one, corrected over the
             lines of the table.
-        detectable: the minimal detectable effect at the strictest step of that correction, of items and seeds.
+        detectable: the smallest true effect that both tests would find, at the strictest step of that correction.
         gap: what is published, as a fraction; None where it is not known, or only a bound is.
         needed: about how many items would show `gap` with probability 0.8, if they differed as these do; infinite
             where only more seeds could.
@@ -69,7 +65,7 @@ class LineVerdict:
     detectable: float | None = None
     gap: float | None = None
     needed: float | None = None
-    needed_seeds: int | None = None
+    needed_seeds: float | None = None
     reason: str | None = None
 
 
@@ -142,16 +138,6 @@ def judge_claims(
     return found
 
 
-@dataclass(frozen=True)
-class _Tested:
-    """The tests of a line: p of both, and the standard errors that other images and other seeds would give."""
-
-    p: float
-    p_seeds: float | None
-    se: float | None
-    se_seeds: float
-
-
 def judge(
     measured: Sequence[Measured], gaps: Sequence[float | None] | None = None, resamples: int = RESAMPLES
 ) -> list[LineVerdict]:
@@ -163,13 +149,12 @@ def judge(
         resamples: of the intervals.
     """
     figures = [one.contrast.figure(resamples) if one.contrast else None for one in measured]
-    pools: dict[tuple[str, str], list[tuple[float, int]]] = {}
-    for one, figure in zip(measured, figures, strict=True):
-        if figure is not None:
-            each = [figure.seed_sd, *one.others]
-            pools.setdefault((one.unit, one.pool), []).extend((sd, len(one.seeds)) for sd in each if sd is not None)
+    pools: dict[tuple[str, str], list[Measured]] = {}
+    for one in measured:
+        pools.setdefault((one.unit, one.pool), []).append(one)
+    between = {key: deviation(lines) for key, lines in pools.items()}
     family = sum(one.judged for one in measured)
-    tests = [_tested(one, pools[one.unit, one.pool], resamples) if _testable(one) else None for one in measured]
+    tests = [both_tests(one, between[one.unit, one.pool], resamples) if _testable(one) else None for one in measured]
     known = [max(test.p, test.p_seeds or 0.0) for test in tests if test]
     corrected = iter(holm([*known, *[1.0] * (family - len(known))]))
     found = []
@@ -188,21 +173,7 @@ def _too_few(contrast: Contrast) -> bool:
     return 2.0 ** (1 - sum(contrast.clusters.values())) > ALPHA
 
 
-def _tested(one: Measured, sds: Sequence[tuple[float, int]], resamples: int) -> _Tested:
-    """The tests of a line; the deviation between seeds is that of its pool: deviations, each with how many seeds."""
-    assert one.contrast is not None
-    p = one.p if one.p is not None else one.contrast.test().p
-    each = [(sd, count - 1) for sd, count in sds]
-    freedom = sum(free for _, free in each)
-    pooled = math.sqrt(sum(free * sd**2 for sd, free in each) / freedom) if freedom else 0.0
-    se_seeds = pooled / math.sqrt(len(one.seeds))
-    p_seeds = None
-    if freedom:
-        p_seeds = 2 * float(student.sf(abs(one.contrast.value) / se_seeds, freedom)) if se_seeds else 0.0
-    return _Tested(p, p_seeds, one.contrast.standard_error(resamples), se_seeds)
-
-
-def _judged(one: Measured, figure: Figure | None, test: _Tested | None, p_holm: float | None) -> LineVerdict:
+def _judged(one: Measured, figure: Figure | None, test: LineTests | None, p_holm: float | None) -> LineVerdict:
     if one.contrast is None or figure is None:
         return LineVerdict(one.name, NO_RUNS, unit=one.unit, reason=one.lacking)
     about = LineVerdict(
@@ -237,31 +208,14 @@ def _gap(table: str, gap: Gap | None) -> float | None:
     return (means[0] - means[1]) / 100
 
 
-def _with_gap(line: LineVerdict, gap: float | None, test: _Tested | None, family: int) -> LineVerdict:
+def _with_gap(line: LineVerdict, gap: float | None, test: LineTests | None, family: int) -> LineVerdict:
     """With what could have been detected at the strictest step of the correction, and what the published gap needs."""
-    detectable = needed = needed_seeds = None
-    if test is not None and test.se is not None:
-        detectable = minimal_detectable_effect(math.hypot(test.se, test.se_seeds), alpha=ALPHA / family)
-    if gap is None or line.unit != "points":
-        return replace(line, detectable=detectable)
-    if test is not None and test.se is not None and line.effect and gap:
-        needed = needed_items(line.effect.n, test.se, test.se_seeds, gap, ALPHA / family)
-        if needed == math.inf:
-            between = test.se_seeds**2 * len(line.seeds)
-            needed_seeds = math.ceil(between * (minimal_detectable_effect(1.0, alpha=ALPHA / family) / gap) ** 2)
-    return replace(line, detectable=detectable, gap=gap, needed=needed, needed_seeds=needed_seeds)
-
-
-def needed_items(n: int, se: float, se_seeds: float, gap: float, alpha: float = ALPHA) -> float:
-    """About how many items would show a gap with probability 0.8, where n have a standard error of `se`.
-
-    More items shrink that, but not the standard error between seeds: infinite where that alone is too large.
-
-    Example:
-        >>> needed_items(1000, 0.01, 0.0, 0.014), needed_items(1000, 0.01, 0.01, 0.014)
-        (4005, inf)
-    """
-    if not gap:
-        raise RequestError("no number of items shows a gap of zero")
-    left = (gap / minimal_detectable_effect(1.0, alpha=alpha)) ** 2 - se_seeds**2
-    return math.ceil(round(n * se**2 / left, 4)) if left > 0 else math.inf
+    if test is None or test.se is None:
+        return replace(line, gap=gap if line.unit == "points" else None)
+    alpha = ALPHA / family
+    line = replace(line, detectable=detectable_effect(test, alpha))
+    if not gap or line.unit != "points" or line.effect is None:
+        return replace(line, gap=gap if line.unit == "points" else None)
+    items = needed_items(line.effect.n, test, gap, alpha)
+    seeds = needed_seeds(test, gap, alpha) if items == math.inf else None
+    return replace(line, gap=gap, needed=items, needed_seeds=seeds)

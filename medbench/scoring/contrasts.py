@@ -100,6 +100,10 @@ class Contrast:
             raise WorkError("two sides of a difference are not over the same items and seeds")
         return Contrast(tuple(replace(a, values=a.values - b.values) for a, b in pairs))
 
+    def times(self, factor: float) -> Contrast:
+        """The sum, each item multiplied."""
+        return Contrast(tuple(replace(term, values=factor * term.values) for term in self.terms))
+
     def draws(self, resamples: int = RESAMPLES, seed: int = 0) -> Array:
         """The values on resampled clusters, tasks drawn apart; NaN where a term has no item. Shape (resamples,).
 
