@@ -85,6 +85,8 @@ def read_parquet(path: Path) -> Any:
     """Reads a parquet file as a pandas table; a missing or damaged one is a `WorkError` that names it."""
     import pandas as pd
 
+    if not path.exists():
+        raise WorkError(f"{path}: is missing")
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors

@@ -71,7 +71,9 @@ def test_the_label_is_the_first_word(tmp_path: Path, answer: str, label: str | N
 def test_without_a_rule_another_answer_is_wrong(tmp_path: Path) -> None:
     make_rag(tmp_path)
     card = read_card(rag_card(tmp_path / "cards", label="answer"))
-    with pytest.raises(BadItemError, match=r"task rag: item 1: the answer 'Yes\.' should be yes or no \(in .*\); --on-bad"):
+    with pytest.raises(
+        BadItemError, match=r"task rag: item 1: the answer 'Yes\.' should be yes or no \(in .*\); --on-bad"
+    ):
         load_items(card, "test", tmp_path)
     loaded = load_items(card, "test", tmp_path, "skip")
     assert ([item.id for item in loaded.items], loaded.left_out, len(loaded.skipped)) == (["5", "10"], 0, 8)

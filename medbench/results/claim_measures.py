@@ -30,10 +30,12 @@ def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
     """The lines of a claim; those without runs say why.
 
     Raises:
-        RequestError: rows that are in none of the claim's grids. WorkError: runs that are broken.
+        RequestError: a grid that is not there, or rows that are in none. WorkError: runs that are broken.
     """
     if claim.kind in ("forgetting", "interference"):
         return _of_studies(place, table, claim)
+    for name in place.grids(claim):
+        place.grid(name)  # a wrong one is an error, not a claim without runs
     try:
         arms, scores = place.arms(claim)
     except RequestError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medbench.catalog import Catalog, packaged
 from medbench.errors import RequestError, did_you_mean
+from medbench.grid import Grid
 from medbench.reproduce_plan import SCALES, Part, plan_reproduction, searched
 from medbench.reproduce_studies import study_folder
 from medbench.results.arms import Arm, Scores, arms_of
@@ -68,13 +69,20 @@ class Workplace:
             raise RequestError("its grids need local data: pass --data-root")
         for name in names:
             if name not in self._sweeps:
-                packed = packaged("baselines/reproduce") / name if name.endswith(".yaml") else name
-                grid = self.catalog.grid(str(self._own(name) or packed))
-                self._sweeps[name] = plan_sweep(grid, self.catalog, self.data_root, self.seeds)
+                self._sweeps[name] = plan_sweep(self.grid(name), self.catalog, self.data_root, self.seeds)
         arms = [arm for arm in arms_of([self._sweeps[name] for name in names]) if arm.runs]
         every = {spec.identity for arm in arms for specs in arm.runs.values() for spec in specs}
         found = {identity: folder for identity in every if (folder := self._folder(identity)) is not None}
         return [arm for arm in arms if arm.fits(claim.among)], Scores(found)
+
+    def grid(self, name: str) -> Grid:
+        """A grid that a claim names.
+
+        Raises:
+            RequestError: there is none, or it is wrong.
+        """
+        packed = packaged("baselines/reproduce") / name if name.endswith(".yaml") else name
+        return self.catalog.grid(str(self._own(name) or packed))
 
     def grids(self, claim: Claim) -> list[str]:
         """The grids of a claim at this scale."""
