@@ -166,7 +166,10 @@ def test_a_part_that_is_gone_is_said_and_a_trace_of_stages_has_no_epochs(
 
 
 def test_a_broken_trace_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WorkError, match=r"trace\.parquet: not readable"):
+    with pytest.raises(WorkError, match=r"trace\.parquet: is missing"):
+        read_trace(tmp_path)
+    (tmp_path / TRACE).write_bytes(b"PAR1")
+    with pytest.raises(WorkError, match=r"trace\.parquet: not readable as parquet"):
         read_trace(tmp_path)
     pd.DataFrame({"stage": [1], "task": ["toy"]}).to_parquet(tmp_path / TRACE)
     with pytest.raises(WorkError, match=r"trace\.parquet: broken trace \(columns epoch, step, kind, id"):
