@@ -37,7 +37,7 @@ def run(job: Job, wait: bool = False) -> Path:
         MedbenchError: see the steps; what was finished before stays and is not done again.
     """
     if is_finished(job.folder):
-        refuse_leaks((read_record(job.folder).get("leaks") or {}).get("overlaps", []), job.protocol)
+        _refuse_leaks(job)
         _tidy(job.folder)
         return job.folder
     # Imported here: a finished run, and everything that only reads runs, needs no torch.
@@ -50,6 +50,7 @@ def run(job: Job, wait: bool = False) -> Path:
         # Another process may have finished it between the first look and the lock.
         work.wait()
         if is_finished(job.folder):
+            _refuse_leaks(job)
             return job.folder
         if work.is_first:
             _begin(job)
@@ -66,6 +67,11 @@ def run(job: Job, wait: bool = False) -> Path:
             _tidy(job.folder)
         work.wait()
     return job.folder
+
+
+def _refuse_leaks(job: Job) -> None:
+    """Of a finished run: whoever did it may have asked for another protocol."""
+    refuse_leaks((read_record(job.folder).get("leaks") or {}).get("overlaps", []), job.protocol)
 
 
 def _begin(job: Job) -> None:

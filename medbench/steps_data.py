@@ -26,6 +26,7 @@ def check_data(job: Job, work: Workplace) -> Data:
     """Reads every split of the run and decodes every image once, before anything is computed.
 
     Raises:
+        RequestError: zero-shot was asked for and a tested image was trained on, or a limit leaves one class.
         BadItemError: a bad row or image, with `on_bad_item` fail.
         WorkError: the data is not what the card says, or not what it was when the run began.
     """

@@ -191,7 +191,7 @@ def test_what_is_called_detectable_is_found_in_four_of_five_trials() -> None:
 
 
 def test_seeds_of_rows_that_lines_share_are_not_counted_twice() -> None:
-    """Under no effect, ten lines of four and more shared rows err in one of twenty trials each, as they should."""
+    """Under no effect, nine lines of shared rows err in one of twenty trials each, as they should."""
     draws = np.random.default_rng(1)
     wrong = np.zeros(9)
     for _ in range(3000):
@@ -231,6 +231,11 @@ def test_what_other_seeds_could_have_made_is_no_verdict() -> None:
     apart = judge([difference([0.20, 0.01]), replace(difference([0.1, 0.1], row="other"), pool="else")])[0]
     again = judge([difference([0.20, 0.01]), difference([0.20, 0.01])])[0]
     assert apart.p_seeds == again.p_seeds == shaky.p_seeds
+    # A row counts once, with the most seeds that it has.
+    more = {"": {"row": np.array([0.1, 0.2, 0.4]), "nothing": np.zeros(3)}}
+    fewer = {"": {name: values[:2] for name, values in more[""].items()}}
+    lines = [Measured("a", seeds=(0, 1, 2), levels=more), Measured("b", seeds=(0, 1), levels=fewer)]
+    assert deviation(lines) == deviation(lines[:1])
     # A weighted sum of rows varies with the squares of its weights.
     wide = judge([replace(difference([0.20, 0.01]), spread=6.0)])[0]
     assert wide.p_seeds == pytest.approx(2 * student.sf(0.105 / (0.19 / 2 * math.sqrt(3)), 1))

@@ -103,6 +103,9 @@ def test_without_its_hashes_nothing_is_called_zero_shot(data: Path, small: Path,
     assert job_of(data, "other", small, mine, tmp_path).spec.protocol == "unknown"
     with pytest.raises(RequestError, match=f"not known: .* has no medbench.json, or no {SEEN}"):
         job_of(data, "other", small, mine, tmp_path, "zero_shot")
+    (mine / SEEN).write_text("")
+    with pytest.raises(WorkError, match=f"{SEEN}: is empty"):
+        job_of(data, "other", small, mine, tmp_path)
     (mine / SEEN).write_text("../../etc\n")
     with pytest.raises(WorkError, match=f"{SEEN} line 1: expected the sha256 of an image's pixels"):
         job_of(data, "other", small, mine, tmp_path)

@@ -34,7 +34,7 @@ def read_seen(folder: Path) -> frozenset[str] | None:
     """The hashes of what was trained on; None where the folder does not say.
 
     Raises:
-        WorkError: the file cannot be read, or holds anything else.
+        WorkError: the file cannot be read, is empty, or holds anything else.
     """
     path = folder / SEEN
     if not path.is_file():
@@ -43,6 +43,8 @@ def read_seen(folder: Path) -> frozenset[str] | None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise WorkError(f"{path}: cannot be read ({error})") from error
+    if not lines:
+        raise WorkError(f"{path}: is empty; expected the sha256 of an image's pixels on each line")
     wrong = next((number for number, line in enumerate(lines, start=1) if not _HASH.fullmatch(line)), None)
     if wrong is not None:
         raise WorkError(f"{path} line {wrong}: expected the sha256 of an image's pixels")

@@ -55,7 +55,7 @@ def measure(place: Workplace, table: str, claim: Claim) -> list[Measured]:
         "routing": _routing,
     }
     each = [(line, of_kind[claim.kind](claim, line, arms, scores)) for line in _lines(claim, arms)]
-    return [replace(found, judged=line.judged, pool=pool) for line, found in each]
+    return [replace(found, judged=line.judged, pool=found.pool or pool) for line, found in each]
 
 
 def _lines(claim: Claim, arms: Sequence[Arm]) -> Sequence[Line]:
@@ -77,17 +77,22 @@ def _difference(claim: Claim, line: Line, arms: list[Arm], scores: Scores) -> Me
     weights: dict[str, float] = {}
     for weight, arms_of_term in terms:
         for arm in (arm for arm in arms_of_term if arm.spec.stages):
-            weights[arm.name] = weights.get(arm.name, 0.0) + weight / len(arms_of_term)
+            key = arm.spec.identity
+            weights[key] = weights.get(key, 0.0) + weight / len(arms_of_term)
     spread = sum(weight**2 for weight in weights.values())
     # All rows of the claim that have these seeds say how much seeds differ, not only those of this line.
     rows = [arm for arm in arms if all(set(seeds) <= set(scores.tables(arm, task)) for task in tasks)]
     contrast, levels = paired.contrast(terms), {" ".join(tasks): _levels(paired, rows)}
-    return Measured(line.name, contrast, seeds, gap=line.published, lacking=lacking, levels=levels, spread=spread)
+    found = Measured(line.name, contrast, seeds, gap=line.published, lacking=lacking, levels=levels, spread=spread)
+    if abs(sum(weights.values())) < 1e-9:
+        return found
+    # Over a row that is not trained: what a seed does to all rows does not cancel, so its own seeds alone speak.
+    return replace(found, levels={line.name: {line.name: contrast.by_seed}}, spread=1.0, pool=f"{claim.id} {line.name}")
 
 
 def _levels(paired: Paired, arms: Sequence[Arm]) -> dict[str, Array]:
     """The value of each seed of each row that is trained."""
-    return {arm.name: paired.contrast([(1.0, [arm])]).by_seed for arm in arms if arm.spec.stages}
+    return {arm.spec.identity: paired.contrast([(1.0, [arm])]).by_seed for arm in arms if arm.spec.stages}
 
 
 def _no_best(claim: Claim, arms: list[Arm], scores: Scores) -> Measured:

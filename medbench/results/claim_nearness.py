@@ -62,7 +62,7 @@ def _nearness(
 ) -> Measured:
     """The distance of the far row to the reference less that of the near one."""
     near, far = distances
-    levels = {"": {arm.name: own.by_seed for arm, own in zip(three, distances, strict=False)}}
+    levels = {"": {arm.spec.identity: own.by_seed for arm, own in zip(three, distances, strict=False)}}
     return Measured(line.name, far.minus(near), seeds, unit, lacking=lacking, levels=levels)
 
 

@@ -67,10 +67,16 @@ def deviation(lines: Iterable[Measured]) -> Deviation:
         >>> round(found.variance, 4), found.freedom  # [[-.1, .1], [0, 0], [0, 0]] less the seeds' means
         (0.0067, 2)
     """
-    groups: dict[tuple[str, tuple[int, ...]], dict[str, Array]] = {}
+    most: dict[tuple[str, str], tuple[tuple[int, ...], Array]] = {}  # a row once, with the most seeds that a line has
     for one in lines:
-        for name, rows in one.levels.items():
-            groups.setdefault((name, one.seeds), {}).update(rows)
+        for name, levels in one.levels.items():
+            for row, values in levels.items():
+                known, _ = most.get((name, row), ((), values))
+                if len(one.seeds) > len(known):
+                    most[name, row] = (one.seeds, values)
+    groups: dict[tuple[str, tuple[int, ...]], dict[str, Array]] = {}
+    for (name, row), (seeds, values) in most.items():
+        groups.setdefault((name, seeds), {})[row] = values
     squares, freedom = 0.0, 0
     for (_, seeds), rows in groups.items():
         if len(seeds) < 2:

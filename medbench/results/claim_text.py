@@ -14,7 +14,7 @@ _UNITS = {"points": (100.0, 1), "percent": (100.0, 1), "nats": (1.0, 3), "distan
 _NOTES = (
     "The effect is what is claimed to be above zero, with an image-clustered 95 % bootstrap interval; ± is the "
     "deviation between seeds. Intervals are conditional on the seeds trained; verdicts are not.",
-    "p (images): sign flips of whole images, two-sided. p (seeds): a t test against the deviation between seeds of all "
+    "p (images): sign flips of whole images, two-sided. p (seeds): a t test against the deviation between seeds of "
     "rows of the same grids or study (of rows by seeds, what is left without the mean of each row and of each seed). "
     "The larger one, corrected over all judged lines of the table (Holm), makes the verdict (5 %).",
     "detectable: the smallest true effect that both tests would find with probability 0.8, of such items and seeds. "
